@@ -1,0 +1,165 @@
+"""gateway: every model behind one door."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from subjects.contract import Call, Event, EventPayload, Model
+
+MAX_INPUTS = 64
+MAX_TEXT = 400_000
+
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class TextPart(Model):
+    type: Literal["text"] = "text"
+    text: Text
+
+
+class ImagePart(Model):
+    type: Literal["image"] = "image"
+    file_id: str | None = None
+    url: str | None = Field(None, description="a data: URL; others are refused")
+
+
+class FilePart(Model):
+    type: Literal["file"] = "file"
+    file_id: str
+
+
+Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
+
+
+class ToolCall(Model):
+    id: str
+    name: str
+    arguments: str = Field(description="JSON text, as the model wrote it")
+
+
+class Message(Model):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text | list[Part] = ""
+    name: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+
+
+class CachePolicy(Model):
+    mode: Literal["off", "exact", "semantic"] = "off"
+    ttl_s: int = Field(300, ge=1, le=30 * 24 * 3600)
+
+
+class Generate(Model):
+    """Exactly one of prompt and messages."""
+
+    prompt: Text | None = None
+    messages: list[Message] = Field(default=[], max_length=1000)
+    model: str | None = Field(None, max_length=200)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    stop: list[str] = Field(default=[], max_length=8)
+    tools: list[dict[str, JsonValue]] = Field(default=[], max_length=128)
+    tool_choice: JsonValue = None
+    response_format: dict[str, JsonValue] | None = None
+    seed: int | None = None
+    fallbacks: list[str] = Field(default=[], max_length=8)
+    cache: CachePolicy = CachePolicy()
+    metadata: dict[str, str] = Field(default={}, max_length=32)
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Generate:
+        if (self.prompt is None) == (not self.messages):
+            raise ValueError("give exactly one of prompt and messages")
+        return self
+
+
+class Usage(Model):
+    """Tokens in exclusive classes: their sum is what was processed."""
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+class Attempt(Model):
+    """One try at one target. code is absent when it succeeded."""
+
+    model: str
+    code: str | None = None
+    latency_ms: float = 0
+
+
+class Generation(Model):
+    id: str
+    model: str
+    provider: str
+    message: Message
+    finish_reason: str
+    usage: Usage
+    cost_usd: float | None = Field(None, description="absent = the price is unknown")
+    cached: bool = False
+    attempts: list[Attempt] = []
+    latency_ms: float = 0
+    ttft_ms: float | None = None
+
+
+class GenerationChunk(Model):
+    """A piece of the answer's text, or of a tool call."""
+
+    text: str = ""
+    tool_calls: list[ToolCall] = []
+
+
+class Embed(Model):
+    input: list[Text] | Text = Field(description="one text or up to 64")
+    model: str | None = Field(None, max_length=200)
+    dimensions: int | None = Field(None, ge=1, le=8192)
+    encoding: Literal["float", "f32"] = "float"
+
+    @model_validator(mode="after")
+    def _some_input(self) -> Embed:
+        if isinstance(self.input, list) and not 1 <= len(self.input) <= MAX_INPUTS:
+            raise ValueError(f"input holds 1 to {MAX_INPUTS} texts")
+        return self
+
+
+class Embeddings(Model):
+    """embeddings for encoding float, vectors (little-endian float32, one bytes value a text) for f32; in input order."""
+
+    model: str
+    dimensions: int
+    embeddings: list[list[float]] = []
+    vectors: list[bytes] = []
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    revision: str = Field("", description="hash of the embedding model's files; vectors of two revisions do not mix")
+
+
+class Completed(EventPayload):
+    """entity_id is the generation's id."""
+
+    model: str
+    provider: str
+    usage: Usage
+    cost_usd: float | None = None
+    latency_ms: float = 0
+    ttft_ms: float | None = None
+    cached: bool = False
+    status: str = "completed"
+    metadata: dict[str, str] = {}
+
+
+GENERATE = Call(
+    "gateway", "generate", Generate, Generation, chunk=GenerationChunk, timeout_s=120, mutates=True,
+    summary="Answer a prompt or a conversation with any configured model",
+)  # fmt: skip
+EMBED = Call("gateway", "embed", Embed, Embeddings, timeout_s=60, summary="Turn texts into vectors")
+
+COMPLETED = Event("gateway", "completed", Completed)
+FAILED = Event("gateway", "failed", Completed)
