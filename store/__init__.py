@@ -1,0 +1,1 @@
+"""Where state lasts: mechanism only. No component's table is here."""
