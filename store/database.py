@@ -13,10 +13,9 @@ import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 from pgvector.asyncpg import register_vector
 
 from store.pgerrors import FAILURES, OutcomeUnknown, is_lost, to_fault, unavailable
@@ -51,8 +50,11 @@ RELAXED = "; SET LOCAL synchronous_commit = off"
 _identifier = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")
 
 Record = asyncpg.Record
-_Connection = PoolConnectionProxy[Record]
-_Pool = asyncpg.Pool[Record]
+if TYPE_CHECKING:  # generic for the type checker only
+    from asyncpg.pool import PoolConnectionProxy
+
+    _Connection = PoolConnectionProxy[Record]
+    _Pool = asyncpg.Pool[Record]
 
 
 class Transaction:
