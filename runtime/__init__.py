@@ -1,0 +1,1 @@
+"""What every process stands on: settings, logs, identity, the connection, the typed client, streams, output, probes."""

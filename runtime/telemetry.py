@@ -1,0 +1,117 @@
+"""Logs with ids bound per message, and W3C trace context carried from message to message."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+from runtime.settings import Settings
+
+MAX_TRACESTATE_CHARS = 512
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_QUIET = ("nats", "asyncio", "httpx", "httpcore", "urllib3", "LiteLLM")
+
+
+def configure(settings: Settings, service: str) -> None:
+    """Write structured logs to stderr, one JSON object a line (LOG_FORMAT=console: for a person).
+
+    Records of the standard library's logging take the same way, from WARNING on for chatty libraries.
+    """
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _service(settings.service_name or service, settings.service_version),
+    ]
+    last = _renderers(settings)
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def _renderers(settings: Settings) -> list[Processor]:
+    if settings.log_format == "console":
+        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+
+
+def _service(name: str, version: str) -> Processor:
+    def add(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["service"], event["version"] = name, version
+        return event
+
+    return add
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
+
+
+def bound(**ids: str | int | None) -> AbstractContextManager[None]:
+    """Bind ids to every log line of this task until the block ends. Open it inside the task of one message:
+    bound outside, one tenant's ids would stand in the next one's lines."""
+    given = {name: value for name, value in ids.items() if value is not None}
+    return cast(AbstractContextManager[None], structlog.contextvars.bound_contextvars(**given))
+
+
+def new_traceparent() -> str:
+    """A new trace with a first span, sampled."""
+    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
+
+
+def valid_traceparent(value: str | None) -> str | None:
+    """The value itself if it is a version 00 traceparent with non-zero ids, else None (W3C: restart the trace)."""
+    found = _TRACEPARENT.match(value) if value else None
+    if found is None or not int(found[1], 16) or not int(found[2], 16):
+        return None
+    return value
+
+
+def child_of(traceparent: str) -> str:
+    """The same trace with a new span id. traceparent must be valid."""
+    return f"{traceparent[:36]}{random.getrandbits(64) or 1:016x}{traceparent[52:]}"
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    return traceparent[3:35] if traceparent else None
+
+
+@contextmanager
+def attached(traceparent: str | None, tracestate: str | None = None) -> Iterator[None]:
+    """Make the trace the current OpenTelemetry context, so that spans of libraries become its children."""
+    if traceparent is None:
+        yield
+        return
+    from opentelemetry import context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier = {"traceparent": traceparent, "tracestate": tracestate or ""}
+    token = context.attach(TraceContextTextMapPropagator().extract(carrier))
+    try:
+        yield
+    finally:
+        context.detach(token)
