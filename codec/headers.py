@@ -28,6 +28,13 @@ ERROR = "Nats-Service-Error"
 EXPECTED_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 MESSAGE_ID = "Nats-Msg-Id"
 
+# On a dead letter, beside the headers of the message that died.
+DEAD_CODE = "Dead-Letter-Code"
+DEAD_REASON = "Dead-Letter-Reason"
+DEAD_ATTEMPTS = "Dead-Letter-Attempts"
+DEAD_AT = "Dead-Letter-At"
+DEAD_SUBJECT = "Dead-Letter-Subject"
+
 # HTTP only.
 AUTHORIZATION = "Authorization"
 CONTENT_LENGTH = "Content-Length"

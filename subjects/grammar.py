@@ -96,6 +96,8 @@ def parse(subject: str) -> Address:
             return Address(kind, tenant, component, name, "")
         case ["job" | "dlq" as kind, tenant, component, operation, job_id, *_]:  # readers ignore tokens after the id
             return Address(kind, tenant, component, operation, job_id)
+        case ["job", tenant, component, operation]:  # a plain publish: its id comes from the stored message
+            return Address(JOB, tenant, component, operation, "")
         case ["out", tenant, output_id]:
             return Address(OUTPUT, tenant, "", "", output_id)
         case ["ctl", tenant, "cancel", target]:

@@ -1,0 +1,1 @@
+"""Who answers: one folder a component, on one kernel (serving)."""

@@ -1,0 +1,1 @@
+"""jobs: the platform's own component."""

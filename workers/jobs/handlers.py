@@ -1,0 +1,128 @@
+"""What jobs does with a job's row and its stored message."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+from nats.aio.msg import Msg
+from store.inbox import Claimed, Inbox
+from store.jobs import Jobs
+
+import codec
+from codec import headers as names
+from runtime.connection import Connection
+from subjects import grammar, jobs
+from subjects.contract import Code, Fault
+from workers.jobs.stored import find
+from workers.serving import Context
+
+LOOK_EVERY_S = 1.0  # while waiting, in case the end's chunk was missed
+CANCEL_LEASE_S = 10.0
+BY_CALLER = Fault(Code.CANCELLED, "cancelled by its caller before it began")
+
+
+@dataclass(frozen=True)
+class Deps:
+    connection: Connection
+    jobs: Jobs
+    inbox: Inbox
+
+
+async def get(ctx: Context[Deps], message: jobs.GetJob) -> jobs.Job:
+    """The job's row, else what the stream knows of it. Raises Fault(NOT_FOUND)."""
+    row = await ctx.deps.jobs.get(ctx.tenant, message.job_id)
+    if row is not None:
+        return row
+    stored = await find(ctx.deps.connection, ctx.tenant, message.job_id)
+    if stored is None:
+        raise Fault(Code.NOT_FOUND, f"there is no job {message.job_id}")
+    return jobs.Job(
+        job_id=message.job_id,
+        component=stored.component,
+        operation=stored.operation,
+        status="queued",
+        created_at=stored.stored_at,
+    )
+
+
+async def list_jobs(ctx: Context[Deps], message: jobs.ListJobs) -> jobs.JobList:
+    """Jobs that have begun, newest first; one that is only queued has no row yet. Raises Fault(INVALID) on a bad
+    cursor."""
+    items, next_cursor = await ctx.deps.jobs.list(
+        ctx.tenant,
+        component=message.component,
+        status=message.status,
+        limit=message.limit,
+        cursor=message.cursor,
+    )
+    return jobs.JobList(items=items, next_cursor=next_cursor)
+
+
+async def wait(ctx: Context[Deps], message: jobs.WaitForJob) -> jobs.Job:
+    """The job once it has ended, or as it stands after wait_s. Raises Fault(NOT_FOUND)."""
+    ended = asyncio.Event()
+
+    async def on_output(msg: Msg) -> None:
+        if msg.headers and names.CHUNK_END in msg.headers:
+            ended.set()
+
+    subject = grammar.output(ctx.tenant, message.job_id)
+    subscription = await ctx.deps.connection.subscribe(subject, cb=on_output)
+    try:
+        until = asyncio.get_running_loop().time() + min(message.wait_s, max(0.0, ctx.remaining_s() - 1.0))
+        while True:
+            job = await get(ctx, jobs.GetJob(job_id=message.job_id))
+            left_s = until - asyncio.get_running_loop().time()
+            if job.status in jobs.FINAL or left_s <= 0:
+                return job
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), min(left_s, LOOK_EVERY_S))
+            ended.clear()
+    finally:
+        await subscription.unsubscribe()
+
+
+async def cancel(ctx: Context[Deps], message: jobs.CancelJob) -> jobs.Job:
+    """Stop a job. One that has ended stays as it is; one that has not begun never will; one that runs is told at once
+    and its row says so, which the running process reads at its next pulse. Raises Fault(NOT_FOUND)."""
+    deps = ctx.deps
+    job = await get(ctx, jobs.GetJob(job_id=message.job_id))
+    if job.status in jobs.FINAL:
+        return job
+    stored = await find(deps.connection, ctx.tenant, message.job_id)
+    name = f"{job.component}.{job.operation}"
+    owner = f"cancel-{ctx.identity.request_id}"
+    digest = stored.digest if stored is not None else ""
+    claim = await deps.inbox.claim(ctx.tenant, name, message.job_id, digest=digest, lease_s=CANCEL_LEASE_S, owner=owner)
+    if isinstance(claim, Claimed):
+        return await _never_begin(ctx, job, name, owner, claim.attempts - 1)
+    await deps.jobs.request_cancel(ctx.tenant, message.job_id)
+    await deps.connection.publish(grammar.cancel(ctx.tenant, message.job_id), b"")
+    return await get(ctx, jobs.GetJob(job_id=message.job_id))
+
+
+async def _never_begin(ctx: Context[Deps], job: jobs.Job, name: str, owner: str, attempts: int) -> jobs.Job:
+    """Nobody is working on it: end it in its place. Its message is acked when it is delivered."""
+    deps = ctx.deps
+    told = jobs.JobFault(code=BY_CALLER.code.value, detail=BY_CALLER.detail, retryable=False)
+    tx = await ctx.begin()
+    problem = codec.encode(codec.to_problem(BY_CALLER))
+    await deps.inbox.finish(tx, ctx.tenant, name, job.job_id, owner, reply=None, fault=problem)
+    await deps.jobs.finish(
+        tx,
+        ctx.tenant,
+        job.job_id,
+        component=job.component,
+        operation=job.operation,
+        status="cancelled",
+        attempt=attempts,
+        result=None,
+        fault=told.model_dump(),
+    )
+    ctx.emit(jobs.CANCELLED, jobs.JobChanged(
+        entity_id=job.job_id, component=job.component, operation=job.operation, status="cancelled",
+        attempt=attempts, fault=told,
+    ))  # fmt: skip
+    return job.model_copy(update={"status": "cancelled", "fault": told, "attempt": attempts})

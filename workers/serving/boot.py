@@ -1,0 +1,129 @@
+"""Runs worker tables in this process: open, serve, drain, close. What `faas worker` calls."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+from nats.aio.msg import Msg
+from runtime.probes import Probes, serve_probes
+from store.inbox import Inbox
+from store.valkey_inbox import ValkeyInbox
+
+from runtime import streams
+from runtime.connection import Connection, connect
+from runtime.settings import Settings
+from subjects import grammar
+from subjects.contract import Fault
+from workers.serving.dispatch import Dispatcher
+from workers.serving.host import Host, open_host
+from workers.serving.perform import Performer
+from workers.serving.route import Need, Worker
+
+log = structlog.get_logger("workers.serving")
+
+
+async def run(
+    workers: Sequence[Worker],
+    settings: Settings,
+    *,
+    connection: Connection | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve these tables until SIGTERM or SIGINT (or stop is set), then drain and return.
+
+    connection: an open one, to embed workers in a program. Raises Fault(UNAVAILABLE) when a client cannot be opened,
+    and when the connection to NATS is closed for good, so that the supervisor starts the process again.
+    """
+    ended = stop or asyncio.Event()
+    if stop is None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signum, ended.set)
+    if connection is None:
+        connection = await connect(settings, name="worker-" + "-".join(w.name for w in workers), on_closed=ended.set)
+        owned = True
+    else:
+        owned = False
+    try:
+        async with serving(workers, settings, connection):
+            log.info("serving", workers=[worker.name for worker in workers])
+            await ended.wait()
+            log.info("draining", workers=[worker.name for worker in workers])
+    finally:
+        if owned and not connection.is_closed:
+            await connection.close()
+
+
+@asynccontextmanager
+async def serving(workers: Sequence[Worker], settings: Settings, connection: Connection) -> AsyncIterator[Host]:
+    """The tables are served inside this block; leaving it drains them."""
+    async with AsyncExitStack() as stack:
+        await streams.ensure(connection, settings)
+        needs: frozenset[Need] = frozenset().union(*(worker.needs for worker in workers))
+        host = await stack.enter_async_context(open_host(settings, needs, connection))
+        await stack.enter_async_context(_hearing_cancels(host))
+        dispatchers = []
+        for worker in workers:
+            deps = await stack.enter_async_context(worker.lifespan(host))
+            dispatchers.append(Dispatcher(worker, host, deps, Performer(host, keys_of(worker, host))))
+        probes = probes_of(host)
+        if settings.probe_port is not None:
+            server = await serve_probes(probes, settings.probe_port)
+            stack.push_async_callback(_close, server)
+        for dispatcher in dispatchers:
+            await dispatcher.start()
+        probes.started()
+        try:
+            yield host
+        finally:
+            await asyncio.gather(*(d.drain(settings.shutdown_grace_s) for d in dispatchers))
+
+
+def keys_of(worker: Worker, host: Host) -> Inbox | ValkeyInbox | None:
+    """Where this table's requests claim their keys."""
+    match worker.keys:
+        case "database":
+            return host.books.inbox
+        case "valkey":
+            return ValkeyInbox(host.valkey)
+        case "nowhere":
+            return None
+
+
+def probes_of(host: Host) -> Probes:
+    probes = Probes()
+    probes.add("nats", host.connection.check)
+    if host.maybe_database is not None:
+        probes.add("postgres", host.maybe_database.ping)
+    if host.maybe_valkey is not None:
+        probes.add("valkey", host.maybe_valkey.ping)
+    return probes
+
+
+@asynccontextmanager
+async def _hearing_cancels(host: Host) -> AsyncIterator[None]:
+    """Every worker process hears every cancel; the one that runs it stops it."""
+
+    async def on_cancel(msg: Msg) -> None:
+        try:
+            address = grammar.parse(msg.subject)
+        except Fault:
+            return
+        if host.running.cancel(address.tenant, address.ident):
+            log.info("cancelled", tenant=address.tenant, id=address.ident)
+
+    subscription = await host.connection.subscribe(grammar.CANCELS, cb=on_cancel)
+    try:
+        yield
+    finally:
+        if host.connection.is_connected:
+            await subscription.unsubscribe()
+
+
+async def _close(server: Any) -> None:
+    server.close()
+    await server.wait_closed()

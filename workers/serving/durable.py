@@ -1,0 +1,237 @@
+"""A message of a stream: pulse while it works, count its crashes, run it, settle it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from nats.aio.msg import Msg
+from runtime.output import OutputWriter
+
+import codec
+from codec import headers as names
+from runtime.identity import Identity
+from runtime.telemetry import attached, bound, trace_id
+from subjects import grammar
+from subjects.contract import AnyEvent, Code, Fault
+from subjects.jobs import STARTED, JobChanged
+from workers.serving.context import Context
+from workers.serving.delivery import Delivery
+from workers.serving.host import Host
+from workers.serving.outcome import Outcome
+from workers.serving.perform import Performer
+from workers.serving.route import Handler, Route
+from workers.serving.running import Cancellable
+from workers.serving.settle import INBOX_PREFIX, MAX_CRASHES, answer, end_output, settle
+
+log = structlog.get_logger("workers.serving")
+
+EVENT_TIMEOUT_S = 300.0
+ROW_AFTER_S = 0.2  # a job that ends sooner writes its row once, at its end
+CRASHED = Fault(Code.INTERNAL, f"the job's worker process died {MAX_CRASHES} times while it ran; it is not run again")
+LATE = Fault(Code.TIMEOUT, "its deadline had passed before it could be started")
+
+
+class Durable:
+    """One delivery of a job or an event."""
+
+    def __init__(self, host: Host, performer: Performer, context: Callable[..., Context[Any]], msg: Msg) -> None:
+        self._host = host
+        self._performer = performer
+        self._context = context
+        self._delivery = Delivery.of(msg)
+        self.stop = Cancellable()
+
+    async def job(self, routes: Mapping[str, Route]) -> None:
+        """Run a job and settle it. Leaves a message that this process cannot finish to be delivered again."""
+        delivery = self._delivery
+        try:
+            address = delivery.addressed()
+            job_id = delivery.job_id(address)
+        except Fault as fault:
+            await self._unreadable(fault)
+            return
+        dead = grammar.dead_letter(address.tenant, address.component, address.operation, job_id, 0)
+        name = f"{address.component}.{address.operation}"
+        async with self._pulse():
+            try:
+                outcome = await self._job(name, address.tenant, job_id, routes.get(address.operation))
+            except asyncio.CancelledError:
+                outcome = await self._stopped(name, address.tenant, job_id)
+        await settle(self._host.connection, delivery, outcome, dead)
+        if outcome.verdict in ("done", "dead"):
+            await self._tell(address.tenant, job_id, outcome)
+
+    async def event(self, event: AnyEvent, handler: Handler, component: str) -> None:
+        """Have one event heard and settle it."""
+        delivery = self._delivery
+        try:
+            address = delivery.addressed()
+            ident = delivery.job_id(address)
+        except Fault as fault:
+            await self._unreadable(fault)
+            return
+        operation = f"{event.component}-{event.occurred}"
+        dead = grammar.dead_letter(address.tenant, component, operation, ident, 0)
+        name = f"{component}.{operation}"
+        async with self._pulse():
+            outcome = await self._heard(
+                name, address.tenant, ident, Route(event.payload, None, handler, EVENT_TIMEOUT_S)
+            )
+        await settle(self._host.connection, delivery, outcome, dead)
+
+    # --- the way of a job --------------------------------------------------------------------------------------------
+
+    async def _job(self, name: str, tenant: str, job_id: str, route: Route | None) -> Outcome:
+        headers = self._delivery.headers
+        ctx = self._anonymous(tenant, job_id, job_id)
+        try:
+            identity = self._delivery.identified(tenant)
+            ctx = self._of(identity, route, job_id)
+            ctx.job_id = job_id
+            if route is None:
+                raise Fault(Code.NOT_FOUND, f"there is no operation {name}")
+            if identity.deadline_ms is not None and identity.deadline_ms < time.time() * 1000:
+                raise LATE
+            message = codec.decode(self._delivery.msg.data, route.input, self._delivery.content_type)
+        except Fault as fault:
+            return await self._performer.give_up(ctx, name, headers.get(names.BODY_DIGEST, ""), fault)
+        output_id = headers.get(names.OUTPUT_TO, job_id)
+        ctx.output = OutputWriter(self._host.connection, tenant, output_id if grammar.is_token(output_id) else job_id)
+        ctx.streams = route.streams
+        return await self._guarded(ctx, name, route, message, {job_id, output_id})
+
+    async def _heard(self, name: str, tenant: str, ident: str, route: Route) -> Outcome:
+        ctx = self._anonymous(tenant, ident, None)
+        try:
+            ctx = self._of(self._delivery.identified(tenant), route, ident)
+            message = codec.decode(self._delivery.msg.data, route.input, self._delivery.content_type)
+        except Fault as fault:
+            return await self._performer.give_up(ctx, name, "", fault)
+        return await self._guarded(ctx, name, route, message, set())
+
+    async def _guarded(self, ctx: Context[Any], name: str, route: Route, message: Any, idents: set[str]) -> Outcome:
+        """Alone in this process when a process died over it before; not at all after the third time."""
+        crashes = await self._performer.crashes(ctx, name) if self._delivery.delivered > 1 else 0
+        digest = self._delivery.headers.get(names.BODY_DIGEST, "")
+        identity = ctx.identity
+        for ident in idents:
+            self._host.running.add(ctx.tenant, ident, self.stop)
+        try:
+            with (
+                bound(tenant=ctx.tenant, request_id=identity.request_id, correlation_id=identity.correlation_id,
+                      trace_id=trace_id(identity.traceparent), job_id=ctx.job_id),
+                attached(identity.traceparent, identity.tracestate),
+            ):  # fmt: skip
+                if crashes >= MAX_CRASHES:
+                    return await self._performer.give_up(ctx, name, digest, CRASHED)
+                async with self._host.gate.alone() if crashes else self._host.gate.together():
+                    ctx.deadline = time.time() + route.timeout_s  # waiting for the gate is not its fault
+                    async with self._row(ctx, name, at_once=route.long or self._delivery.delivered > 1):
+                        return await self._performer.durable(ctx, name, route.handler, message, digest, route.output)
+        finally:
+            for ident in idents:
+                self._host.running.remove(ctx.tenant, ident, self.stop)
+
+    # --- around it ----------------------------------------------------------------------------------------------------
+
+    async def _stopped(self, name: str, tenant: str, job_id: str | None) -> Outcome:
+        """Stopped outside its handler: cancelled before it began, or handed back because this process drains."""
+        task = asyncio.current_task()
+        if self.stop.reason is None or task is None:
+            raise asyncio.CancelledError
+        task.uncancel()
+        if self.stop.reason == "caller" and job_id is not None:
+            ctx = self._anonymous(tenant, job_id, job_id)
+            return await self._performer.give_up(ctx, name, "", Fault(Code.CANCELLED, "cancelled by its caller"))
+        return Outcome("again")
+
+    @asynccontextmanager
+    async def _pulse(self) -> AsyncIterator[None]:
+        """Tell the server every third of ack_wait that the message is being worked on."""
+
+        async def pulse() -> None:
+            while True:
+                await asyncio.sleep(self._host.settings.job_ack_wait_s / 3)
+                if self._host.connection.is_connected:
+                    await self._host.connection.publish(self._delivery.msg.reply, b"+WPI")
+
+        task = asyncio.create_task(pulse(), name="pulse")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    @asynccontextmanager
+    async def _row(self, ctx: Context[Any], name: str, *, at_once: bool) -> AsyncIterator[None]:
+        """The job's row says running, once it is worth saying so."""
+        if ctx.job_id is None:
+            yield
+            return
+        task = asyncio.create_task(self._say_running(ctx, name, 0.0 if at_once else ROW_AFTER_S), name="job row")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _say_running(self, ctx: Context[Any], name: str, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        component, _, operation = name.partition(".")
+        delivery = self._delivery
+        try:
+            await self._host.books.jobs.running(
+                ctx.tenant,
+                str(ctx.job_id),
+                component=component,
+                operation=operation,
+                attempt=delivery.delivered,
+                headers=delivery.headers,
+                body=delivery.msg.data,
+            )
+        except Fault as fault:
+            log.warning("job row not written", code=fault.code.value)
+            return
+        started = JobChanged(
+            entity_id=str(ctx.job_id), component=component, operation=operation, status="running",
+            attempt=delivery.delivered,
+        )  # fmt: skip
+        self._host.facts.publish(ctx.tenant, STARTED, started, ctx.event_headers())
+
+    def _of(self, identity: Identity, route: Route | None, key: str) -> Context[Any]:
+        # The deadline header says when a job may start; how long it may run is its contract's matter.
+        timeless = replace(identity, deadline_ms=None)
+        ctx = self._context(timeless, route.timeout_s if route else EVENT_TIMEOUT_S, self.stop)
+        ctx.key, ctx.durable = key, True
+        return ctx
+
+    def _anonymous(self, tenant: str, key: str, job_id: str | None) -> Context[Any]:
+        """For a message whose headers cannot be trusted to say who sent it."""
+        ctx = self._of(Identity.new(tenant), None, key)
+        ctx.job_id = job_id
+        return ctx
+
+    async def _tell(self, tenant: str, job_id: str, outcome: Outcome) -> None:
+        """End the job's output, and answer the inbox that was named for its result."""
+        headers, request_id = self._delivery.headers, self._delivery.headers.get(names.REQUEST_ID, "")
+        correlation_id = headers.get(names.CORRELATION_ID, "")
+        output_id = headers.get(names.OUTPUT_TO, job_id)
+        if outcome.output is not None:
+            await end_output(outcome.output, outcome, request_id, correlation_id)
+        elif grammar.is_token(output_id):
+            writer = OutputWriter(self._host.connection, tenant, output_id, outcome.attempt)
+            await end_output(writer, outcome, request_id, correlation_id)
+        reply_to = headers.get(names.REPLY_TO, "")
+        if reply_to.startswith(INBOX_PREFIX):
+            await answer(self._host.connection, reply_to, self._delivery.accept, outcome, request_id, correlation_id)
+
+    async def _unreadable(self, fault: Fault) -> None:
+        """A subject that names no tenant or operation has nobody to tell and nowhere to be kept."""
+        log.error("terminated: unreadable subject", subject=repr(self._delivery.msg.subject), detail=fault.detail)
+        await self._host.connection.publish(self._delivery.msg.reply, b"+TERM")

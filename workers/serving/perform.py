@@ -1,0 +1,357 @@
+"""Runs a handler so that its effect happens once: claim the key, run outside any transaction, commit all in one.
+
+A request without a key, or of an operation that changes nothing, just runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from store.inbox import Claimed, Done, Inbox, LeaseLost
+from store.valkey_inbox import ValkeyInbox
+
+import codec
+from store.database import Transaction
+from store.pgerrors import OutcomeUnknown
+from subjects import grammar
+from subjects.contract import Call, Code, Fault, Model
+from subjects.jobs import CANCELLED, FAILED, SUCCEEDED, JobChanged, JobFault
+from workers.serving.context import Context
+from workers.serving.host import Host
+from workers.serving.outcome import Outcome, Verdict
+from workers.serving.route import Handler, Later
+from workers.serving.settle import MAX_FAULTS, retry_delay_s
+
+log = structlog.get_logger("workers.serving")
+
+LEASE_S = 10.0  # a claim whose process died is free after it; renewed every third of it
+MAX_STORED_REPLY_BYTES = 64 * 1024
+POLL_FIRST_S, POLL_MOST_S = 0.02, 0.5  # a duplicate looks at the row of the first, holding no connection
+UNKNOWN_COMMIT_DELAY_S = 1.0
+AFTER_COMMIT_TIMEOUT_S = 5.0
+TOO_LARGE_TO_KEEP = Fault(
+    Code.CONFLICT, "this key was used before and its effect stands, but its reply was too large to keep"
+)
+
+
+class Performer:
+    """Performs the messages of one component in one process."""
+
+    def __init__(self, host: Host, keys: Inbox | ValkeyInbox | None) -> None:
+        self._host = host
+        self._keys = keys  # where requests claim; jobs and events always claim in the database
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    async def request(
+        self, ctx: Context[Any], call: Call[Any, Any], handler: Handler, message: Model, digest: str
+    ) -> Outcome:
+        """The answer to a request: never raises, except when this process is stopping."""
+        try:
+            if ctx.key is None or self._keys is None:
+                return Outcome("done", await self._run_now(ctx, handler, message))
+            return await self._once(ctx, call, handler, message, digest)
+        except Fault as fault:
+            return Outcome("done", fault=fault)
+
+    async def _run_now(self, ctx: Context[Any], handler: Handler, message: Model) -> Model:
+        reply = await self._handled(ctx, handler, message)
+        if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
+            await self._commit(ctx, None)
+        await self._afterwards(ctx)
+        return reply
+
+    async def _once(
+        self, ctx: Context[Any], call: Call[Any, Any], handler: Handler, message: Model, digest: str
+    ) -> Outcome:
+        assert self._keys is not None
+        claim = await self._claim(ctx, self._keys, call.name, digest)
+        if isinstance(claim, Done):
+            return Outcome("done", **restored(claim, call.output))
+        ctx.attempt = claim.attempts
+        owner = claim.owner
+        try:
+            async with self._renewing(ctx, self._keys, call.name, owner):
+                reply = await self._handled(ctx, handler, message)
+            await self._finish(ctx, self._keys, call.name, owner, reply, None)
+        except Fault as fault:
+            await self._conclude(ctx, self._keys, call.name, owner, fault)
+            raise
+        except BaseException:
+            with suppress(Fault):
+                await self._keys.release(ctx.tenant, call.name, str(ctx.key), owner)
+            raise
+        await self._afterwards(ctx)
+        return Outcome("done", reply)
+
+    async def _conclude(
+        self, ctx: Context[Any], keys: Inbox | ValkeyInbox, name: str, owner: str, fault: Fault
+    ) -> None:
+        """A fault that will not change is kept like an answer; one that may frees the key."""
+        with suppress(Fault):
+            if fault.retryable or fault.code in (Code.CANCELLED, Code.FORBIDDEN):
+                await keys.release(ctx.tenant, name, str(ctx.key), owner)
+            else:
+                await self._finish(ctx, keys, name, owner, None, fault)
+
+    # --- jobs and events --------------------------------------------------------------------------------------------
+
+    async def durable(
+        self, ctx: Context[Any], name: str, handler: Handler, message: Model, digest: str, output: type[Model] | None
+    ) -> Outcome:
+        """Perform a job (output given) or an event. Raises only when this process is stopping."""
+        inbox = self._host.books.inbox
+        claim = await self._claim(ctx, inbox, name, digest)
+        if isinstance(claim, Done):
+            return self._known(claim, output)
+        ctx.attempt = claim.attempts
+        if ctx.output is not None:
+            ctx.output.attempt = claim.attempts
+        try:
+            return await self._attempt(ctx, name, handler, message, claim)
+        except Later as later:
+            await self._released(ctx, name, claim.owner, hand_back=True)
+            return Outcome("again", delay_s=later.delay_s)
+        except LeaseLost:
+            return Outcome("lost")
+        except OutcomeUnknown:
+            return Outcome("again", delay_s=UNKNOWN_COMMIT_DELAY_S)
+        except asyncio.CancelledError:  # this process is stopping: hand back at once
+            await self._released(ctx, name, claim.owner, hand_back=True)
+            raise
+
+    def _known(self, done: Done, output: type[Model] | None) -> Outcome:
+        """What a redelivery of finished work comes to: nothing runs, and a failure is dead-lettered if it was not yet."""
+        kept = restored(done, output) if output is not None else {}
+        verdict = "done" if done.fault is None else verdict_on(as_fault(done.fault))
+        return Outcome(verdict, **kept, attempt=done.attempts)
+
+    async def _attempt(self, ctx: Context[Any], name: str, handler: Handler, message: Model, claim: Claimed) -> Outcome:
+        inbox = self._host.books.inbox
+        try:
+            async with self._renewing(ctx, inbox, name, claim.owner):
+                reply = await self._handled(ctx, handler, message)
+            await self._finish(ctx, inbox, name, claim.owner, reply, None)
+        except (LeaseLost, OutcomeUnknown):
+            raise
+        except Fault as fault:
+            if fault.retryable and claim.faults + 1 < MAX_FAULTS:
+                await self._released(ctx, name, claim.owner, fault=True)
+                return Outcome("again", fault=fault, delay_s=fault.retry_after_s or retry_delay_s(claim.faults + 1))
+            await self._finish(ctx, inbox, name, claim.owner, None, fault)
+            return Outcome(verdict_on(fault), fault=fault, attempt=claim.attempts, output=ctx.output)
+        await self._afterwards(ctx)
+        return Outcome("done", reply, attempt=claim.attempts, output=ctx.output)
+
+    async def crashes(self, ctx: Context[Any], name: str) -> int:
+        """How often a process died while it ran this: attempts begun that ended neither in a fault nor a hand-back."""
+        while True:
+            try:
+                counters = await self._host.books.inbox.counters(ctx.tenant, name, str(ctx.key))
+                return 0 if counters is None else counters.attempts - counters.faults - counters.hand_backs
+            except Fault as fault:
+                log.warning("waiting for the database", operation=name, code=fault.code.value)
+                await asyncio.sleep(POLL_MOST_S)
+
+    async def give_up(self, ctx: Context[Any], name: str, digest: str, fault: Fault) -> Outcome:
+        """Record a job as failed without running it, and have it dead-lettered."""
+        inbox = self._host.books.inbox
+        claim = await self._claim(ctx, inbox, name, digest)
+        if isinstance(claim, Done):
+            return self._known(claim, None)
+        ctx.attempt = claim.attempts
+        await self._finish(ctx, inbox, name, claim.owner, None, fault)
+        return Outcome(verdict_on(fault), fault=fault, attempt=claim.attempts)
+
+    async def _released(
+        self, ctx: Context[Any], name: str, owner: str, *, fault: bool = False, hand_back: bool = False
+    ) -> None:
+        """Free the claim and count why. With the database away the claim runs out by itself, and counts as a crash."""
+        try:
+            await self._host.books.inbox.release(
+                ctx.tenant, name, str(ctx.key), owner, fault=fault, hand_back=hand_back
+            )
+        except Fault as failure:
+            log.warning("claim not released", operation=name, code=failure.code.value)
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    async def _handled(self, ctx: Context[Any], handler: Handler, message: Model) -> Any:
+        """Run the handler. What it began is rolled back when it raises. A request waits where a job hands back."""
+        while True:
+            try:
+                return await handler(ctx, message)
+            except BaseException as error:
+                await ctx.rollback(error)
+                if not isinstance(error, Later) or ctx.job_id is not None:
+                    raise
+                if error.delay_s >= ctx.remaining_s():
+                    raise Fault(Code.TIMEOUT, "not ready before the deadline") from error
+                await asyncio.sleep(error.delay_s)
+
+    async def _claim(self, ctx: Context[Any], keys: Inbox | ValkeyInbox, name: str, digest: str) -> Claimed | Done:
+        """Claim the key, or wait for whoever has it. Raises Fault(CONFLICT) for another message under the same key,
+        Fault(TIMEOUT) at the deadline; with the database away it waits for it as well, for nothing else can be done."""
+        owner, wait_s = f"{self._host.owner}-{uuid.uuid4().hex[:12]}", POLL_FIRST_S
+        while True:
+            try:
+                claim = await keys.claim(ctx.tenant, name, str(ctx.key), digest=digest, lease_s=LEASE_S, owner=owner)
+                if isinstance(claim, Claimed | Done):
+                    return claim
+            except Fault as fault:
+                if not ctx.durable or not fault.retryable:
+                    raise
+                log.warning("waiting for the database", operation=name, code=fault.code.value)
+                wait_s = POLL_MOST_S
+            if not ctx.durable and ctx.remaining_s() <= wait_s:
+                raise Fault(Code.TIMEOUT, "another message with this Idempotency-Key is still being worked on")
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, POLL_MOST_S)
+
+    @asynccontextmanager
+    async def _renewing(
+        self, ctx: Context[Any], keys: Inbox | ValkeyInbox, name: str, owner: str
+    ) -> AsyncIterator[None]:
+        """Hold the claim while the handler works; hear of a cancel that only the job's row knows."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(LEASE_S / 3)
+                try:
+                    if not await keys.renew(ctx.tenant, name, str(ctx.key), owner, lease_s=LEASE_S):
+                        ctx.stop.cancel("lost")
+                    elif ctx.job_id is not None and await self._host.books.jobs.cancel_requested(
+                        ctx.tenant, ctx.job_id
+                    ):
+                        ctx.stop.cancel("caller")
+                except Fault as fault:
+                    log.warning("claim not renewed", operation=name, code=fault.code.value)
+
+        task = asyncio.create_task(renew(), name=f"renew {name}")
+        try:
+            yield
+        except asyncio.CancelledError:
+            if ctx.stop.reason == "lost":
+                _uncancel()
+                raise LeaseLost from None
+            raise
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _finish(
+        self,
+        ctx: Context[Any],
+        keys: Inbox | ValkeyInbox,
+        name: str,
+        owner: str,
+        reply: Model | None,
+        fault: Fault | None,
+    ) -> None:
+        """Commit the end of a message: the handler's writes, the claim as done, the job's row, the events."""
+        if fault is not None:
+            ctx.emitted.clear()
+        body = None if reply is None else codec.encode(reply)
+        kept_fault = None if fault is None else codec.encode(codec.to_problem(fault))
+        kept = body if body is not None and len(body) <= MAX_STORED_REPLY_BYTES else None
+        if isinstance(keys, ValkeyInbox):
+            if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
+                await self._commit(ctx, None)
+            await keys.finish(ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=kept_fault)
+            return
+
+        async def end(tx: Transaction) -> None:
+            await keys.finish(tx, ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=kept_fault)
+            if ctx.job_id is not None:
+                await self._end_job(ctx, tx, name, reply, fault)
+
+        await self._commit(ctx, end)
+
+    async def _end_job(
+        self, ctx: Context[Any], tx: Transaction, name: str, reply: Model | None, fault: Fault | None
+    ) -> None:
+        component, _, operation = name.partition(".")
+        status = "succeeded" if fault is None else "cancelled" if fault.code is Code.CANCELLED else "failed"
+        told = None if fault is None else JobFault(
+            code=fault.code.value, detail=fault.detail, retryable=fault.retryable, errors=list(fault.errors)
+        )  # fmt: skip
+        result = None if reply is None else codec.encode(reply, codec.JSON)
+        await self._host.books.jobs.finish(
+            tx,
+            ctx.tenant,
+            str(ctx.job_id),
+            component=component,
+            operation=operation,
+            status=status,
+            attempt=ctx.attempt,
+            result=json.loads(result) if result is not None and len(result) <= MAX_STORED_REPLY_BYTES else None,
+            fault=None if told is None else told.model_dump(),
+        )
+        event = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}[status]
+        ctx.emit(event, JobChanged(
+            entity_id=str(ctx.job_id), version=ctx.attempt, component=component, operation=operation,
+            status=status, attempt=ctx.attempt, fault=told,
+        ))  # fmt: skip
+
+    async def _commit(self, ctx: Context[Any], end: Any) -> None:
+        """THE transaction: what the handler wrote, then the books, then COMMIT; events are published after it."""
+        outbox = self._host.books.outbox
+        tx = await ctx.begin()
+        try:
+            if end is not None:
+                await end(tx)
+            rows = []
+            for event, payload in ctx.emitted:
+                subject = grammar.event(ctx.tenant, event.component, event.occurred)
+                rows.append(outbox.row(subject, ctx.event_headers(), codec.encode(payload)))
+            if rows:
+                await outbox.add(tx, ctx.tenant, rows)
+        except BaseException as error:
+            await ctx.rollback(error)
+            raise
+        await ctx.commit()
+        if rows:
+            outbox.notify(ctx.tenant, rows)
+        ctx.emitted.clear()
+
+    async def _afterwards(self, ctx: Context[Any]) -> None:
+        """Best effort once the effect stands."""
+        for event, payload in ctx.emitted:  # a component without a database: nothing to commit the fact with
+            self._host.facts.publish(ctx.tenant, event, payload, ctx.event_headers())
+        for fn in ctx.afterwards:
+            try:
+                async with asyncio.timeout(AFTER_COMMIT_TIMEOUT_S):
+                    await fn()
+            except (Fault, TimeoutError) as failure:
+                log.warning("after commit", error=str(failure))
+
+
+def verdict_on(fault: Fault) -> Verdict:
+    """What becomes of a job that ended in this fault for good: a cancelled one is wanted so, any other is kept dead."""
+    return "done" if fault.code is Code.CANCELLED else "dead"
+
+
+def as_fault(kept: bytes) -> Fault:
+    problem = codec.decode(kept, codec.Problem)
+    return Fault(Code(problem.code), problem.detail, errors=problem.errors)
+
+
+def restored(done: Done, output: type[Model]) -> dict[str, Any]:
+    """The kept answer of an earlier message under the same key, as fields of an Outcome."""
+    if done.fault is not None:
+        return {"fault": as_fault(done.fault)}
+    if done.reply is None:
+        return {"fault": TOO_LARGE_TO_KEEP}
+    return {"reply": codec.decode(done.reply, output)}
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()

@@ -1,0 +1,120 @@
+"""THE one place that answers and acks."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import UTC, datetime
+
+import structlog
+from nats.errors import Error as NatsError
+from runtime.connection import Connection
+from runtime.output import OutputWriter
+
+import codec
+from codec import headers as names
+from subjects.contract import Code, Empty, Fault
+from workers.serving.delivery import Delivery
+from workers.serving.outcome import Outcome
+
+log = structlog.get_logger("workers.serving")
+
+MAX_REPLY_BYTES = 512 * 1024
+INBOX_PREFIX = "_INBOX."  # a reply subject is power: an answer to $JS.API... would be a command
+DEAD_LETTER_TIMEOUT_S = 5.0
+DEAD_LETTER_FULL_DELAY_S = 30.0
+WRONG_SEQUENCE = 10071  # the dead letter stands already: this is the second try of the same
+
+
+async def answer(
+    connection: Connection, to: str, accept: str, outcome: Outcome, request_id: str, correlation_id: str
+) -> None:
+    """Reply to a request. One that wants no answer, or wants it where no inbox is, gets none."""
+    if not to:
+        return
+    if not to.startswith(INBOX_PREFIX):
+        log.warning("reply refused: its subject is not an inbox", reply=repr(to))
+        return
+    headers, body = reply_of(outcome, accept, request_id, correlation_id)
+    await connection.publish(to, body, headers=headers)
+
+
+async def end_output(output: OutputWriter, outcome: Outcome, request_id: str, correlation_id: str) -> None:
+    """The last chunk says how it ended: with the whole reply, or with the problem."""
+    if outcome.fault is not None:
+        await output.end("error", codec.to_problem(outcome.fault, request_id, correlation_id))
+    else:
+        await output.end("done", outcome.reply or Empty())
+
+
+def reply_of(outcome: Outcome, accept: str, request_id: str, correlation_id: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body of the reply, in the caller's codec."""
+    fault = outcome.fault
+    if fault is None and outcome.reply is not None:
+        body = codec.encode(outcome.reply, accept)
+        if len(body) <= MAX_REPLY_BYTES:
+            return {names.CONTENT_TYPE: accept, names.REQUEST_ID: request_id}, body
+        fault = Fault(Code.TOO_LARGE, f"the reply has {len(body)} bytes, more than {MAX_REPLY_BYTES}; ask for less")
+    return codec.fault_reply(fault or Fault(Code.INTERNAL, "internal error"), accept, request_id, correlation_id)
+
+
+async def settle(connection: Connection, delivery: Delivery, outcome: Outcome, dead_subject: str) -> None:
+    """Ack, give back or dead-letter a message of a stream, after its effect stands."""
+    match outcome.verdict:
+        case "done":
+            await connection.publish(delivery.msg.reply, b"+ACK")
+        case "again":
+            await _give_back(connection, delivery, outcome.delay_s)
+        case "dead":
+            if await _dead_letter(connection, delivery, outcome, dead_subject):
+                await connection.publish(delivery.msg.reply, b"+TERM")
+            else:
+                await _give_back(connection, delivery, DEAD_LETTER_FULL_DELAY_S)
+        case "lost":
+            log.info("the claim went to another process; leaving the message alone", subject=delivery.msg.subject)
+
+
+async def _give_back(connection: Connection, delivery: Delivery, delay_s: float) -> None:
+    nak = b"-NAK " + json.dumps({"delay": int(max(delay_s, 0.0) * 1e9)}).encode()
+    await connection.publish(delivery.msg.reply, nak)
+
+
+async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outcome, subject: str) -> bool:
+    """Store the message as a dead letter. False when the stream cannot take it: then the original must stay."""
+    fault = outcome.fault or Fault(Code.INTERNAL, "internal error")
+    headers = {
+        **{name: value for name, value in delivery.headers.items() if not name.startswith("Nats-")},
+        names.CONTENT_TYPE: delivery.content_type,
+        names.EXPECTED_SUBJECT_SEQUENCE: "0",
+        names.DEAD_CODE: fault.code.value,
+        names.DEAD_REASON: names_safe(fault.detail),
+        names.DEAD_ATTEMPTS: str(outcome.attempt),
+        names.DEAD_AT: datetime.now(UTC).isoformat(),
+        names.DEAD_SUBJECT: delivery.msg.subject,
+    }
+    try:
+        ack = await connection.request(subject, delivery.msg.data, timeout=DEAD_LETTER_TIMEOUT_S, headers=headers)
+        error = json.loads(ack.data).get("error")
+    except (NatsError, TimeoutError, ValueError, Fault) as failure:
+        log.error("dead letter not stored; the message stays", subject=subject, error=type(failure).__name__)
+        return False
+    if error is not None and error.get("err_code") != WRONG_SEQUENCE:
+        log.error("dead letter refused; the message stays", subject=subject, error=error.get("description"))
+        return False
+    log.warning("dead-lettered", subject=subject, code=fault.code.value, detail=fault.detail)
+    return True
+
+
+def names_safe(text: str) -> str:
+    """A header value on one line, ASCII, at most 500 characters."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:500])
+
+
+def retry_delay_s(faults: int) -> float:
+    """Wait before the next attempt after so many retryable faults: 1, 4, 16, 60, 60 s, each with up to 25 % jitter."""
+    return DELAYS_S[min(faults, len(DELAYS_S)) - 1] * random.uniform(0.75, 1.25)
+
+
+DELAYS_S = (1.0, 4.0, 16.0, 60.0, 60.0)
+MAX_FAULTS = 6  # the sixth retryable fault is the last
+MAX_CRASHES = 3  # the third crash dead-letters without another run
