@@ -10,6 +10,7 @@ from functools import cached_property
 
 from codec import headers as h
 from runtime import telemetry
+from runtime.headers import lines as header_lines
 from subjects.contract import Code, Fault
 from subjects.grammar import token
 
@@ -98,6 +99,11 @@ class Identity:
         if self.tracestate:
             lasting[h.TRACESTATE] = self.tracestate
         return lasting
+
+    @cached_property
+    def lasting_lines(self) -> bytes:
+        """The same as lines of a header block, made once."""
+        return header_lines(self.lasting)
 
     def headers(self) -> dict[str, str]:
         """All headers of this message."""
