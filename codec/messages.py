@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from codec import formats
-from codec.formats import JSON, MSGPACK
+from codec import reading, writing
+from codec.formats import JSON, MSGPACK, content_type_of
+from codec.strictness import validator
 from subjects.contract import Code, Fault, FieldError
 
 M = TypeVar("M", bound=BaseModel)
 
 MAX_ERRORS = 50
+BRIEF_FROM_BYTES = 16 * 1024  # a larger message names only the first bad item of each list
 MAX_PATH = 200
 MAX_MESSAGE = 300
 
@@ -27,28 +28,26 @@ def encode(message: BaseModel, content_type: str = MSGPACK) -> bytes:
 def encode_plain(value: Any, content_type: str = MSGPACK) -> bytes:
     """The same for what is no model: JSON-like values, and bytes."""
     if content_type == MSGPACK:
-        return formats.write_msgpack(value)
-    if formats.content_type_of(content_type) == JSON:
-        return formats.write_json(value)
-    return formats.write_msgpack(value)
+        return writing.write_msgpack(value)
+    if content_type_of(content_type) == JSON:
+        return writing.write_json(value)
+    return writing.write_msgpack(value)
 
 
 def decode_plain(data: bytes, content_type: str | None = MSGPACK) -> Any:
     """JSON-like values (and bytes, from msgpack). Raises Fault(INVALID)."""
-    if formats.content_type_of(content_type) == JSON:
-        return formats.parse_json(data)
-    return formats.parse_msgpack(data)
+    if content_type_of(content_type) == JSON:
+        return reading.parse_json(data)
+    return reading.parse_msgpack(data)
 
 
 def decode(data: bytes, model: type[M], content_type: str | None = MSGPACK) -> M:
     """The message, checked against its contract. Raises Fault(INVALID); errors names each bad field."""
+    json = content_type_of(content_type) == JSON
+    value = reading.parse_json(data) if json else reading.parse_msgpack(data)
+    check = validator(model, base64_bytes=json, first_error=len(data) > BRIEF_FROM_BYTES)
     try:
-        if formats.content_type_of(content_type) == JSON:
-            value = formats.parse_json(data)
-            if _has_bytes(model):
-                return model.__pydantic_validator__.validate_json(data)  # type: ignore[no-any-return]
-            return model.__pydantic_validator__.validate_python(value)  # type: ignore[no-any-return]
-        return model.__pydantic_validator__.validate_python(formats.parse_msgpack(data))  # type: ignore[no-any-return]
+        return check.validate_python(value)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise refused(error) from error
 
@@ -69,9 +68,4 @@ def refused(error: ValidationError) -> Fault:
 
 def digest(message: BaseModel) -> str:
     """SHA-256 (hex) of the message as canonical JSON: sorted keys, no spaces, UTF-8, without unset fields."""
-    return hashlib.sha256(formats.write_json(message.model_dump(exclude_unset=True), canonical=True)).hexdigest()
-
-
-@cache
-def _has_bytes(model: type[BaseModel]) -> bool:
-    return "'binary'" in str(model.model_json_schema()) or "'base64url'" in str(model.model_json_schema())
+    return hashlib.sha256(writing.write_json(message.model_dump(exclude_unset=True), canonical=True)).hexdigest()
