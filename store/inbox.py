@@ -1,0 +1,121 @@
+"""Inbox: the same key has the same effect and the same answer, whoever asks again and whatever dies.
+
+A claim is a short lease in the database's own time. The handler runs outside any transaction; the final transaction
+writes the reply only if the claim is still its owner's. The SQL function claim_key decides who has a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from store import sql
+from store.database import Database, Record, Transaction
+from subjects.contract import Code, Fault
+
+MAX_KEY_BYTES = 1024
+
+_queries = sql.load("store", "inbox.sql")
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The key is this owner's until the lease ends. attempts counts this one.
+
+    faults and hand_backs count releases of both kinds; what is left of the earlier attempts died on the way.
+    """
+
+    owner: str
+    attempts: int
+    faults: int = 0
+    hand_backs: int = 0
+
+    @property
+    def crashes(self) -> int:
+        return max(0, self.attempts - 1 - self.faults - self.hand_backs)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Another owner works on it: look again later, holding nothing."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """It ended before. reply or fault as it was stored; neither when it was too large to keep."""
+
+    reply: bytes | None
+    fault: bytes | None
+    attempts: int = 1
+
+
+class LeaseLost(Exception):
+    """The claim ran out and went to another owner: roll back, and leave the message alone."""
+
+
+class Inbox:
+    """Claims of one process. Each method but finish is a transaction of its own; all raise what Transaction does."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def claim(
+        self, tenant: str, operation: str, key: str, *, digest: str, lease_s: float, owner: str
+    ) -> Claimed | Waiting | Done:
+        """Take the key, or say who has it. The same owner may ask again: it is one attempt.
+
+        Raises Fault(INVALID) for a key over MAX_KEY_BYTES and Fault(CONFLICT) for another message under this key.
+        """
+        if not key or len(key.encode(errors="replace")) > MAX_KEY_BYTES:
+            raise Fault(Code.INVALID, f"an Idempotency-Key has 1 to {MAX_KEY_BYTES} bytes")
+        lease = timedelta(seconds=lease_s)
+        row = await self._database.alone(_queries.claim, tenant, operation, key, digest, owner, lease)
+        if row is None or row["state"] == "waiting":
+            return Waiting()
+        match row["state"]:
+            case "claimed":
+                return Claimed(owner, row["attempts"], row["faults"], row["hand_backs"])
+            case "done":
+                return _done(row)
+        raise Fault(Code.CONFLICT, "this Idempotency-Key was used for another message; use a new key")
+
+    async def renew(self, tenant: str, operation: str, key: str, owner: str, *, lease_s: float) -> bool:
+        """Prolong the lease from now. False: it is not this owner's any more, so stop working."""
+        async with self._database.transaction(tenant, relaxed=True) as tx:
+            lease = timedelta(seconds=lease_s)
+            return await tx.execute(_queries.renew, tenant, operation, key, owner, lease) == "UPDATE 1"
+
+    async def release(
+        self, tenant: str, operation: str, key: str, owner: str, *, fault: bool = False, hand_back: bool = False
+    ) -> bool:
+        """Free the key for the next attempt, and count why: a retryable fault, or a process that is draining."""
+        async with self._database.transaction(tenant, relaxed=True) as tx:
+            counts = int(fault), int(hand_back)
+            return await tx.execute(_queries.release, tenant, operation, key, owner, *counts) == "UPDATE 1"
+
+    async def finish(
+        self,
+        tx: Transaction,
+        tenant: str,
+        operation: str,
+        key: str,
+        owner: str,
+        *,
+        reply: bytes | None,
+        fault: bytes | None,
+    ) -> None:
+        """Store the answer within the transaction that holds the effect. Raises LeaseLost when it is not ours."""
+        if await tx.execute(_queries.finish, tenant, operation, key, owner, reply, fault) != "UPDATE 1":
+            raise LeaseLost
+
+    async def peek(self, tenant: str, operation: str, key: str) -> Waiting | Done | None:
+        """How the key stands, without claiming it. None: nobody used it."""
+        async with self._database.transaction(tenant) as tx:
+            row = await tx.fetchrow(_queries.peek, tenant, operation, key)
+        if row is None:
+            return None
+        return _done(row) if row["state"] == "done" else Waiting()
+
+
+def _done(row: Record) -> Done:
+    return Done(row["reply"], row["fault"], row["attempts"])

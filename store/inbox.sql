@@ -1,0 +1,20 @@
+-- name: claim
+SELECT state, attempts, faults, hand_backs, reply, fault FROM claim_key($1, $2, $3, $4, $5, $6)
+
+-- name: renew
+UPDATE inbox SET lease_until = clock_timestamp() + $5::interval
+WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND owner = $4 AND done_at IS NULL
+
+-- name: release
+UPDATE inbox
+SET owner = '', lease_until = clock_timestamp(), faults = faults + $5, hand_backs = hand_backs + $6
+WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND owner = $4 AND done_at IS NULL
+
+-- name: finish
+UPDATE inbox SET done_at = clock_timestamp(), reply = $5, fault = $6
+WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND owner = $4 AND done_at IS NULL
+
+-- name: peek
+SELECT CASE WHEN done_at IS NULL THEN 'waiting' ELSE 'done' END AS state, attempts, faults, hand_backs, reply, fault
+FROM inbox
+WHERE tenant_id = $1 AND operation = $2 AND key = $3

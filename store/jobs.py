@@ -1,0 +1,137 @@
+"""Job rows: what became of each job. The final row is part of the transaction that holds the job's effect."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from store import sql
+from store.database import Database, Record, Transaction
+from subjects.contract import Code, Fault
+
+_queries = sql.load("store", "jobs.sql")
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One job. progress, result and fault are JSON; result only up to 64 KiB."""
+
+    job_id: str
+    component: str
+    operation: str
+    status: str
+    attempt: int
+    progress: Any
+    result: Any
+    fault: Any
+    cancel_requested: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Jobs:
+    """Rows of the jobs table. All methods raise what Transaction does; those without tx are their own transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def running(
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        component: str,
+        operation: str,
+        attempt: int,
+        headers: Mapping[str, str],
+        body: bytes,
+    ) -> bool:
+        """Say that the job runs, and keep its message so that it can be published again. A finished job stays finished.
+
+        The answer is whether somebody asked to cancel it.
+        """
+        async with self._database.transaction(tenant, relaxed=True) as tx:
+            found = await tx.fetchval(
+                _queries.running, tenant, job_id, component, operation, attempt, dict(headers), body
+            )
+        return bool(found)
+
+    async def progress(self, tenant: str, job_id: str, progress: Mapping[str, Any]) -> bool:
+        """Note how far a running job is; nothing for one that has no running row. The answer is as of running()."""
+        async with self._database.transaction(tenant, relaxed=True) as tx:
+            return bool(await tx.fetchval(_queries.progress, tenant, job_id, dict(progress)))
+
+    async def finish(
+        self,
+        tx: Transaction,
+        tenant: str,
+        job_id: str,
+        *,
+        component: str,
+        operation: str,
+        status: str,
+        attempt: int,
+        result: Any = None,
+        fault: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the final state, succeeded, failed or cancelled, within the transaction that holds the effect."""
+        told = None if fault is None else dict(fault)
+        await tx.execute(_queries.finish, tenant, job_id, f"{component}.{operation}", status, attempt, result, told)
+
+    async def cancel_requested(self, tenant: str, job_id: str) -> bool:
+        async with self._database.transaction(tenant) as tx:
+            return bool(await tx.fetchval(_queries.cancel_requested, tenant, job_id))
+
+    async def request_cancel(self, tenant: str, job_id: str, *, component: str, operation: str) -> JobRow | None:
+        """Ask that the job stops; a job that is only queued gets its row by this. None: it is finished already."""
+        async with self._database.transaction(tenant) as tx:
+            row = await tx.fetchrow(_queries.request_cancel, tenant, job_id, component, operation)
+        return None if row is None else _job(row)
+
+    async def get(self, tenant: str, job_id: str) -> JobRow | None:
+        async with self._database.transaction(tenant) as tx:
+            row = await tx.fetchrow(_queries.get, tenant, job_id)
+        return None if row is None else _job(row)
+
+    async def list(
+        self,
+        tenant: str,
+        *,
+        component: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[JobRow], str | None]:
+        """Newest first, and the cursor of the next page. Raises Fault(INVALID) for a cursor that is not ours."""
+        created_at, job_id = _read_cursor(cursor)
+        async with self._database.transaction(tenant) as tx:
+            rows = await tx.fetch(_queries.newest, tenant, component, status, created_at, job_id, limit + 1)
+        page = [_job(row) for row in rows[:limit]]
+        return page, _make_cursor(page[-1]) if len(rows) > limit else None
+
+
+def _job(row: Record) -> JobRow:
+    return JobRow(**{name: row[name] for name in JobRow.__dataclass_fields__})
+
+
+def _make_cursor(last: JobRow) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last.created_at.isoformat(), last.job_id]).encode()).decode()
+
+
+def _read_cursor(cursor: str | None) -> tuple[datetime | None, str | None]:
+    if cursor is None:
+        return None, None
+    try:
+        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
+        moment = datetime.fromisoformat(created_at)
+        if moment.tzinfo is None or not isinstance(job_id, str):
+            raise ValueError("not a cursor of ours")
+    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
+        raise Fault(Code.INVALID, "the cursor is not one that this list gave; begin without one") from error
+    return moment, job_id
