@@ -19,20 +19,23 @@ _queries = sql.load("store", "inbox.sql")
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """The key is this owner's until the lease ends. attempts counts this one.
+class Counters:
+    """Attempts that began, and how many of them ended in a retryable fault or were handed back by a draining process.
+    The rest ended well, still run, or died on the way."""
 
-    faults and hand_backs count releases of both kinds; what is left of the earlier attempts died on the way.
-    """
+    attempts: int
+    faults: int
+    hand_backs: int
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The key is this owner's until the lease ends. attempts counts this one; the other two are as in Counters."""
 
     owner: str
     attempts: int
     faults: int = 0
     hand_backs: int = 0
-
-    @property
-    def crashes(self) -> int:
-        return max(0, self.attempts - 1 - self.faults - self.hand_backs)
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,11 @@ class Inbox:
         if await tx.execute(_queries.finish, tenant, operation, key, owner, reply, fault) != "UPDATE 1":
             raise LeaseLost
 
-    async def peek(self, tenant: str, operation: str, key: str) -> Waiting | Done | None:
-        """How the key stands, without claiming it. None: nobody used it."""
+    async def counters(self, tenant: str, operation: str, key: str) -> Counters | None:
+        """How its attempts went so far, without claiming it. None: nobody has claimed it."""
         async with self._database.transaction(tenant) as tx:
-            row = await tx.fetchrow(_queries.peek, tenant, operation, key)
-        if row is None:
-            return None
-        return _done(row) if row["state"] == "done" else Waiting()
+            row = await tx.fetchrow(_queries.counters, tenant, operation, key)
+        return None if row is None else Counters(row["attempts"], row["faults"], row["hand_backs"])
 
 
 def _done(row: Record) -> Done:

@@ -169,3 +169,10 @@ CREATE FUNCTION finish_job(
             headers = NULL, body = NULL, started_at = coalesce(j.started_at, excluded.started_at),
             finished_at = excluded.finished_at
 $$;
+
+CREATE FUNCTION remove_published(tenant text, event_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM act_for(tenant);
+    PERFORM set_config('synchronous_commit', 'off', true);
+    DELETE FROM outbox WHERE event_id = ANY(event_ids);
+END $$;
