@@ -104,6 +104,11 @@ class Connection(Client):
             return False
         return asyncio.get_running_loop().time() - self.heard_at < SILENT_AFTER_S
 
+    async def check(self) -> None:
+        """For a probe. Raises Fault(UNAVAILABLE) when the connection is not healthy."""
+        if not self.healthy:
+            raise Fault(Code.UNAVAILABLE, "not connected to NATS")
+
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back after each reconnect (what was live meanwhile is lost); returns what ends that."""
         self._reconnected.append(callback)
