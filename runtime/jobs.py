@@ -39,6 +39,11 @@ def stored_id(stored: str) -> str:
     return f"j{_base32(hashlib.sha256(stored.encode()).digest())}"
 
 
+def output_id() -> str:
+    """`o` + 26 random base32 characters."""
+    return f"o{_base32(secrets.token_bytes(20))}"
+
+
 def _base32(data: bytes) -> str:
     return base64.b32encode(data).decode().lower()[:ID_CHARS]
 
