@@ -1,0 +1,12 @@
+"""What the handlers are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from store.objects import Objects
+
+
+@dataclass(frozen=True)
+class Deps:
+    objects: Objects
