@@ -24,7 +24,8 @@ class Stack:
 
     home holds data, logs, secrets and pid files; a second start finds its data. bootstrap is the repeatable SQL that a
     superuser runs once to make the three roles. ports wishes a port for a part; one in use moves to a free one, which
-    report tells. A part that dies is started again on its port. Raises StackError.
+    report tells. started gets the name of each part that serves. A part that dies is started again on its port.
+    Raises StackError.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Stack:
         parts: frozenset[str] = PARTS,
         ports: Mapping[str, int] | None = None,
         report: Report | None = None,
+        started: Report | None = None,
     ) -> None:
         unknown = parts - PARTS
         if unknown:
@@ -45,6 +47,7 @@ class Stack:
         self._bootstrap = bootstrap
         self._ports = ports
         self._report = report or (lambda _: None)
+        self._started = started or (lambda _: None)
         self._postgres: Postgres | None = None
         self._lock: int | None = None
 
@@ -164,6 +167,7 @@ class Stack:
         where = server.url.rpartition("@")[2].rpartition("://")[2]
         moved = wanted and f":{wanted}" not in where
         self._report(f"{part} serves on {where}" + (f" (port {wanted} is in use)" if moved else ""))
+        self._started(part)
 
     def _server(self, part: str) -> Server:
         try:

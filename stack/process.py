@@ -20,11 +20,10 @@ from stack import launch
 Report = Callable[[str], None]
 
 LAUNCHER = Path(launch.__file__)
-READY_POLL_S = 0.02
 RESTART_DELAYS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Between the end of a process and its next start; the last one for every further end in a row."""
 CALM_S = 30.0
 """A process that lived this long and then died starts again at the first delay."""
-MAX_RESTARTS_IN_A_ROW = 12
 LOG_MAX_BYTES = 50 * 1024 * 1024
 LOG_TAIL_BYTES = 2000
 REAP_LIMIT_S = 8.0
@@ -51,8 +50,9 @@ class Program:
     user: tuple[int, int] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     death_signal: signal.Signals = signal.SIGKILL
-    stop_grace_s: float = 5.0
+    stop_grace_s: float = 3.0
     start_limit_s: float = 30.0
+    poll_s: float = 0.02
 
 
 async def spawn(program: Program, log: Path | None) -> asyncio.subprocess.Process:
@@ -91,8 +91,6 @@ class Server:
     def __init__(self, program: Program, url: str, *, home: Path, report: Report | None = None) -> None:
         self.program = program
         self.url = url
-        self.failed = asyncio.Event()
-        """Set when it died too often in a row and is no longer restarted."""
         self.restarts = 0
         self._log = home / "logs" / f"{program.name}.log"
         self._pid_file = home / "run" / f"{program.name}.json"
@@ -166,25 +164,23 @@ class Server:
                 raise StackError(f"{self.name} ended with status {process.returncode}: {self._tail()}")
             if time.monotonic() > deadline:
                 raise StackError(f"{self.name} does not answer after {self.program.start_limit_s:g} s: {self._tail()}")
-            await asyncio.sleep(READY_POLL_S)
+            await asyncio.sleep(self.program.poll_s)
 
     async def _watch(self) -> None:
         in_a_row = 0
-        while in_a_row < MAX_RESTARTS_IN_A_ROW:
+        while True:
             started = time.monotonic()
             if self._process is not None:
                 status = await self._process.wait()
                 self._report(f"{self.name} ended with status {status}; starting it again")
             self._serving.clear()
-            in_a_row = 0 if time.monotonic() - started > CALM_S else in_a_row + 1
-            await asyncio.sleep(RESTART_DELAYS_S[min(max(in_a_row - 1, 0), len(RESTART_DELAYS_S) - 1)])
+            in_a_row = 1 if time.monotonic() - started > CALM_S else in_a_row + 1
+            await asyncio.sleep(RESTART_DELAYS_S[min(in_a_row, len(RESTART_DELAYS_S)) - 1])
             self.restarts += 1
             try:
                 await self._start_once()
             except (StackError, OSError) as error:
                 self._report(str(error))
-        self._report(f"{self.name} ended {MAX_RESTARTS_IN_A_ROW} times in a row; given up, see {self._log}")
-        self.failed.set()
 
     def _tail(self) -> str:
         with suppress(OSError):

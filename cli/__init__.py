@@ -1,0 +1,1 @@
+"""The command `faas`: starts the platform, speaks to it, looks inside it."""

@@ -1,0 +1,196 @@
+"""The commands and their options. Each imports what it needs when it runs, so that `faas --help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEMO_TENANT = "demo"
+
+app = typer.Typer(
+    name="faas",
+    help="An AI back end on NATS. `faas up` starts everything; exit code 0, 1 on a fault, 2 on wrong usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+jobs = typer.Typer(help="Durable jobs of a tenant.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
+
+Tenant = Annotated[str, typer.Option("--tenant", "-t", help="On whose behalf.", envvar="FAAS_TENANT")]
+User = Annotated[str | None, typer.Option("--user", "-u", help="The user, as X-User-ID.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on a terminal too; a pipe always gets it.")]
+Operation = Annotated[str, typer.Argument(metavar="COMPONENT.OPERATION", help="Such as rag.query.")]
+Body = Annotated[str, typer.Argument(metavar="JSON", help="The message; `-` reads it from standard input.")]
+Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key: the same key has the same effect once.")]
+Timeout = Annotated[float | None, typer.Option("--timeout", min=0.001, help="Seconds; else the contract's.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
+
+
+def main() -> None:
+    """What the installed command runs."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(version("motadata-faas"))
+        except PackageNotFoundError:
+            typer.echo("unknown: not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def faas(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def up(
+    split: Annotated[bool, typer.Option("--split", help="A process of its own for each component.")] = False,
+) -> None:
+    """Start broker, database, cache, local models, workers and bridge; supervise them until Ctrl-C."""
+    from cli import up as command
+
+    raise typer.Exit(command.run(split=split))
+
+
+@app.command()
+def worker(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None) -> None:
+    """Serve these components in this process; all of them when none is named."""
+    from cli import serve
+
+    serve.workers(names or [])
+
+
+@app.command()
+def bridge() -> None:
+    """Serve HTTP in this process."""
+    from cli import serve
+
+    serve.bridge()
+
+
+@app.command()
+def migrate(json: Json = False) -> None:
+    """Bring the database up to date and create the streams and consumers that are absent."""
+    from cli import setup
+
+    setup.migrate(json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Each setting with where it came from, and a check of every connection, stream and consumer."""
+    from cli import doctor as command
+
+    command.run(json)
+
+
+@app.command()
+def token(
+    tenant: Tenant = DEMO_TENANT,
+    user: Annotated[str, typer.Option("--user", "-u", help="The token's subject.")] = "developer",
+    scopes: Annotated[str, typer.Option("--scopes", help="Separated by spaces: rag.query, rag.* or *.")] = "*",
+    hours: Annotated[float, typer.Option("--hours", min=0.01, max=24, help="How long it is valid.")] = 12,
+) -> None:
+    """Print a token for the bridge, signed with this installation's secret."""
+    from cli import tokens
+
+    tokens.run(tenant, user, scopes=scopes, hours=hours)
+
+
+@app.command()
+def call(
+    operation: Operation,
+    body: Body = "{}",
+    tenant: Tenant = DEMO_TENANT,
+    user: User = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the pieces as they come.")] = False,
+    key: Key = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """Ask a component over NATS and print its answer."""
+    from cli.operations import Asker
+
+    Asker(tenant, user, as_json=json).call(operation, body, stream=stream, key=key, timeout_s=timeout)
+
+
+@app.command()
+def submit(
+    operation: Operation,
+    body: Body = "{}",
+    tenant: Tenant = DEMO_TENANT,
+    user: User = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the job has ended; 1 when it did not succeed.")] = False,
+    key: Key = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """Make a durable job of an operation."""
+    from cli.operations import Asker
+
+    Asker(tenant, user, as_json=json).submit(operation, body, wait=wait, key=key, timeout_s=timeout)
+
+
+@jobs.command("ls")
+def jobs_ls(
+    tenant: Tenant = DEMO_TENANT,
+    component: Annotated[str | None, typer.Option("--component")] = None,
+    status: Annotated[str | None, typer.Option("--status")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=200)] = 50,
+    cursor: Annotated[str | None, typer.Option("--cursor", help="next_cursor of the page before.")] = None,
+    json: Json = False,
+) -> None:
+    """The latest jobs."""
+    from cli.operations import Asker
+
+    wanted = {"component": component, "status": status, "limit": limit, "cursor": cursor}
+    Asker(tenant, None, as_json=json).list_jobs({name: value for name, value in wanted.items() if value is not None})
+
+
+@jobs.command("get")
+def jobs_get(job_id: JobId, tenant: Tenant = DEMO_TENANT, json: Json = False) -> None:
+    """One job."""
+    from cli.operations import Asker
+
+    Asker(tenant, None, as_json=json).get_job(job_id)
+
+
+@jobs.command("cancel")
+def jobs_cancel(job_id: JobId, tenant: Tenant = DEMO_TENANT, json: Json = False) -> None:
+    """Cancel a job: within a second when it runs, leaving no partial effect."""
+    from cli.operations import Asker
+
+    Asker(tenant, None, as_json=json).cancel_job(job_id)
+
+
+@app.command()
+def tail(
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Such as `evt.demo.>` or `out.demo.*`.")],
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many.")] = None,
+    json: Json = False,
+) -> None:
+    """Print every message on the subjects of a pattern, until Ctrl-C."""
+    from cli import watch
+
+    watch.run(pattern, count, json)
+
+
+@app.command()
+def contracts(
+    format: Annotated[str, typer.Option("--format", help="openapi or jsonschema.")] = "jsonschema",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")] = None,
+) -> None:
+    """Print every contract."""
+    from cli import contracts as command
+
+    command.run(format, output)

@@ -1,0 +1,59 @@
+"""worker and bridge: one process of the platform, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import typer
+import uvloop
+
+import workers as package
+from cli import session
+from runtime.telemetry import configure, get_logger
+from subjects.contract import Fault
+from workers.serving.route import Worker
+
+
+def components() -> list[str]:
+    """Every component that has a worker, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(package.__path__[0]).glob("*/worker.py"))
+
+
+def workers(names: list[str]) -> None:
+    from workers.serving import boot
+
+    known = components()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"no worker {', '.join(unknown)}; there are {', '.join(known)}")
+    settings = session.load()
+    wanted = list(dict.fromkeys(names or known))
+    service = "worker-" + "-".join(wanted)
+    if not settings.service_name:
+        settings = settings.model_copy(update={"service_name": service})
+    configure(settings, service)
+    tables: list[Worker] = [importlib.import_module(f"workers.{name}.worker").WORKER for name in wanted]
+    _until_stopped(boot.run(tables, settings))
+
+
+def bridge() -> None:
+    from bridge import serve
+
+    settings = session.load()
+    configure(settings, "bridge")
+    _until_stopped(serve(settings))
+
+
+def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run it; a Fault goes to the log, and the supervisor sees exit code 1."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+    except Fault as fault:
+        get_logger("cli").error("ended", code=fault.code.value, detail=fault.detail)
+        sys.exit(session.FAULT_EXIT)

@@ -1,0 +1,18 @@
+"""A question to rag over plain NATS, in msgpack: `python examples/ask.py "Who keeps the lighthouse?"`."""
+
+import asyncio
+import os
+import sys
+
+import msgpack
+import nats
+
+
+async def main(question: str) -> None:
+    broker = await nats.connect(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"))
+    reply = await broker.request("req.demo.rag.query", msgpack.packb({"question": question}), timeout=60)
+    print(msgpack.unpackb(reply.data))
+    await broker.close()
+
+
+asyncio.run(main(sys.argv[1]))
