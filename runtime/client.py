@@ -50,7 +50,8 @@ class Client:
         self.source = source
         self._allowed = None if calls is None else frozenset(call.name for call in calls)
         self._type = JSON if settings.codec_type == "json" else MSGPACK
-        self._first = headers.LINE + headers.lines({h.CONTENT_TYPE: self._type})
+        self._type_line = headers.lines({h.CONTENT_TYPE: self._type})
+        self._first = headers.LINE + self._type_line
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -138,8 +139,10 @@ class Client:
         return reply
 
     def _answer(self, call: Call[I, O], reply: Reply) -> O:
+        # Reading all headers of every answer would cost a fifth of the call: ours say what we said.
+        usual = reply.block is not None and self._type_line in reply.block
         try:
-            return decode(reply.data, call.output, reply.content_type or self._type)
+            return decode(reply.data, call.output, self._type if usual else reply.content_type)
         except Fault as error:  # INVALID would blame the caller's message
             _log.error("answer_does_not_match", call=call.name, errors=[each.path for each in error.errors])
             raise Fault(Code.INTERNAL, f"the answer of {call.name} does not match its contract") from error

@@ -266,7 +266,9 @@ class Connection(Client):
 
     async def _outlived(self, task: asyncio.Task[None] | None) -> None:
         """A loop ended by itself although the link stands: without this it would look connected for ever."""
-        if self._status == Client.CONNECTED and asyncio.current_task() is task:
+        if task is not asyncio.current_task() or task is None or task.cancelling():
+            return  # of an earlier link, or ended by its owner
+        if self._status == Client.CONNECTED:
             _log.error("nats_loop_ended")
             await self._process_op_err(errors.ProtocolError())
 
