@@ -226,7 +226,7 @@ class Database:
                 dsn,
                 min_size=min_size,
                 max_size=max_size,
-                init=_prepare,
+                init=prepare,
                 reset=_keep,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=COMMAND_TIMEOUT_S,
@@ -312,7 +312,7 @@ async def _keep(connection: object) -> None:
     """Instead of asyncpg's RESET ALL, a round trip: only SET LOCAL is used here, and it ends with its transaction."""
 
 
-async def _prepare(connection: asyncpg.Connection[Record]) -> None:
+async def prepare(connection: asyncpg.Connection[Record]) -> None:
     """Give a new connection the codecs: jsonb is any JSON value, vector is pgvector's."""
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", encoder=_jsonb_encode, decoder=_jsonb_decode, format="binary"

@@ -19,18 +19,8 @@ _queries = sql.load("store", "inbox.sql")
 
 
 @dataclass(frozen=True)
-class Counters:
-    """Attempts that began, and how many of them ended in a retryable fault or were handed back by a draining process.
-    The rest ended well, still run, or died on the way."""
-
-    attempts: int
-    faults: int
-    hand_backs: int
-
-
-@dataclass(frozen=True)
 class Claimed:
-    """The key is this owner's until the lease ends. attempts counts this one; the other two are as in Counters."""
+    """The key is this owner's until the lease ends. attempts counts this one; faults and hand_backs count releases."""
 
     owner: str
     attempts: int
@@ -111,11 +101,10 @@ class Inbox:
         if await tx.execute(_queries.finish, tenant, operation, key, owner, reply, fault) != "UPDATE 1":
             raise LeaseLost
 
-    async def counters(self, tenant: str, operation: str, key: str) -> Counters | None:
-        """How its attempts went so far, without claiming it. None: nobody has claimed it."""
+    async def crashes(self, tenant: str, operation: str, key: str) -> int:
+        """How many attempts ended in no answer, fault or hand-back: their process died, or still works."""
         async with self._database.transaction(tenant) as tx:
-            row = await tx.fetchrow(_queries.counters, tenant, operation, key)
-        return None if row is None else Counters(row["attempts"], row["faults"], row["hand_backs"])
+            return await tx.fetchval(_queries.crashes, tenant, operation, key) or 0
 
 
 def _done(row: Record) -> Done:

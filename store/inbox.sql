@@ -14,5 +14,6 @@ WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND owner = $4 AND done_at 
 UPDATE inbox SET done_at = clock_timestamp(), reply = $5, fault = $6
 WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND owner = $4 AND done_at IS NULL
 
--- name: counters
-SELECT attempts, faults, hand_backs FROM inbox WHERE tenant_id = $1 AND operation = $2 AND key = $3
+-- name: crashes
+SELECT attempts - faults - hand_backs FROM inbox
+WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND done_at IS NULL

@@ -78,8 +78,8 @@ CREATE POLICY keeper ON jobs TO faas_keeper USING (true);
 CREATE POLICY keeper ON steps TO faas_keeper USING (true);
 GRANT SELECT (tenant_id, operation, key, lease_until, created_at, done_at), DELETE ON inbox TO faas_keeper;
 GRANT SELECT, DELETE, UPDATE (attempts, due_at) ON outbox TO faas_keeper;
-GRANT SELECT (tenant_id, job_id, component, operation, status, headers, body, created_at, finished_at), DELETE
-    ON jobs TO faas_keeper;
+GRANT SELECT (tenant_id, job_id, component, operation, status, headers, body, created_at, started_at, finished_at),
+    DELETE ON jobs TO faas_keeper;
 GRANT SELECT (tenant_id, job_id, name, created_at), DELETE ON steps TO faas_keeper;
 
 -- One statement = one transaction = one round trip, for what every message does. Not a CTE: the statements of a
