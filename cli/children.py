@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import workers as package
 from stack.ports import LOOPBACK, choose, free_port
 from stack.process import Program, Report, Server
 
@@ -24,6 +25,11 @@ PROBE_LIMIT_S = 3.0
 SHUTDOWN_GRACE_S = "3"
 """How long a child may drain, so that Ctrl-C ends everything within 10 s."""
 SOURCE = Path(__file__).resolve().parent.parent
+
+
+def components() -> list[str]:
+    """Every component that has a worker, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(package.__path__[0]).glob("*/worker.py"))
 
 
 def groups(components: list[str], *, split: bool) -> list[list[str]]:

@@ -30,9 +30,10 @@ class Asker:
         self._json = as_json
 
     def call(self, operation: str, body: str, *, stream: bool, key: str | None, timeout_s: float | None) -> None:
-        contract, message = _read(operation, body)
+        contract = _contract(operation)
         if stream and contract.chunk is None:
             raise typer.BadParameter(f"{operation} does not stream")
+        message = _message(contract, body)
 
         async def ask(client: Client) -> None:
             if stream:
@@ -44,9 +45,10 @@ class Asker:
         self._run(ask)
 
     def submit(self, operation: str, body: str, *, wait: bool, key: str | None, timeout_s: float | None) -> None:
-        contract, message = _read(operation, body)
+        contract = _contract(operation)
         if not contract.job:
             raise typer.BadParameter(f"{operation} makes no sense as a job; use `faas call`")
+        message = _message(contract, body)
 
         async def ask(client: Client) -> None:
             submitted = await client.submit(contract, message, identity=self._identity(), key=key)
@@ -131,18 +133,23 @@ class Asker:
         session.run(work())
 
 
-def _read(operation: str, body: str) -> tuple[AnyCall, Model]:
-    """The contract and the decoded message; an unknown name is a usage error, a bad message a fault."""
+def _contract(operation: str) -> AnyCall:
+    """An unknown name is wrong usage."""
     known = registry.load().calls
     if operation not in known:
         raise typer.BadParameter(f"no operation {operation!r}; there are {', '.join(sorted(known))}")
+    return known[operation]
+
+
+def _message(contract: AnyCall, body: str) -> Model:
+    """The decoded message; one that does not fit its contract is a fault."""
     data = sys.stdin.buffer.read() if body == "-" else body.encode()
     try:
-        message: Model = codec.decode(data, known[operation].input, codec.JSON)
+        message: Model = codec.decode(data, contract.input, codec.JSON)
     except Fault as fault:
         show.fault(fault)
         raise typer.Exit(session.FAULT_EXIT) from None
-    return known[operation], message
+    return message
 
 
 def _progress(job: jobs.Job) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 import store
-from cli import children, serve, setup
+from cli import children, setup
 from runtime.settings import ENV_FILE, Settings
 from stack import PARTS, Server, Stack
 from stack.process import Report
@@ -41,7 +41,7 @@ class Platform:
         step: Callable[[], None] | None = None,
     ) -> None:
         self.home = home.absolute()
-        self.components = serve.components()
+        self.components = children.components()
         self.children: list[Server] = []
         self._groups = children.groups(self.components, split=split)
         self._wanted_port = port

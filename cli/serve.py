@@ -6,22 +6,18 @@ import asyncio
 import importlib
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import uvloop
 
-import workers as package
 from cli import session
+from cli.children import components
 from runtime.telemetry import configure, get_logger
 from subjects.contract import Fault
-from workers.serving.route import Worker
 
-
-def components() -> list[str]:
-    """Every component that has a worker, in alphabetical order."""
-    return sorted(path.parent.name for path in Path(package.__path__[0]).glob("*/worker.py"))
+if TYPE_CHECKING:
+    from workers.serving.route import Worker
 
 
 def workers(names: list[str]) -> None:

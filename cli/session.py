@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FAULT_EXIT = 1
 INTERRUPTED_EXIT = 130
+CONNECT_LIMIT_S = 3.0
 NAME = "faas-cli"
 
 Result = TypeVar("Result")
@@ -56,7 +57,7 @@ async def connected(settings: Settings) -> AsyncIterator[Connection]:
 
     configure(settings.model_copy(update={"log_level": "error"}), NAME)
     try:
-        connection = await connect(settings, name=NAME)
+        connection = await connect(settings, name=NAME, within_s=CONNECT_LIMIT_S)
     except Fault as fault:
         if fault.code is Code.UNAVAILABLE:
             raise Fault(Code.UNAVAILABLE, f"no NATS at {settings.nats_url}: run `faas up`, or set NATS_URL") from fault

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import nats
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import nats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,16 +40,16 @@ PORTS = dict.fromkeys(("nats", "postgres", "valkey", "models"), ANY_FREE_PORT)
 PLACES = ("Brackwater", "Hollenmoor", "Vesterholm", "Carnavor", "Oldenfeld", "Tresmere", "Quillon", "Aldermouth")
 PEOPLE = ("Marta Olsen", "Ivo Brandt", "Selma Reyes", "Tobias Kern", "Noor Haddad", "Petra Lindqvist", "Jonas Vale")
 PROSE = """\
-The harbour of {place} lies where the river meets a shallow bay. For two centuries its people lived on herring, salt and
-the repair of wooden boats. When the railway came, most of the trade moved inland, and the quays grew quiet.
+The harbour of {place} lies where the river meets a shallow bay. For two centuries its people lived on herring, salt
+and the repair of wooden boats. When the railway came, most of the trade moved inland, and the quays grew quiet.
 
-The old lighthouse stands on the northern mole. It was built of granite that came by sea, and its lamp was first lit on a
-stormy evening in autumn. The keeper's house beside it is a museum today, open on Sundays and holidays. {fact} Visitors
-are asked not to lean over the rail.
+The old lighthouse stands on the northern mole. It was built of granite that came by sea, and its lamp was first lit on
+a stormy evening in autumn. {fact} The house beside it is a museum today, open on Sundays and holidays. Visitors are
+asked not to lean over the rail.
 
-The town itself is small. It has a market on Thursdays, a school, two bakeries and a library in the former customs house.
-The library keeps the logbooks of the pilots, which go back to the first steamships. Students come to read them, and some
-stay for the whole summer.
+The town itself is small. It has a market on Thursdays, a school, two bakeries and a library in the former customs
+house. The library keeps the logbooks of the pilots, which go back to the first steamships. Students come to read them,
+and some stay for the whole summer.
 
 In winter the bay freezes along its edges. Children skate near the shore, and the ferry runs only twice a day. The mayor
 has promised a new breakwater, but the money is not there yet."""
@@ -162,9 +162,7 @@ async def main() -> int:
     options.add_argument("--answer-optional", action="store_true")
     options.add_argument("--keep", action="store_true", help="Leave the folder, to look at its logs.")
     given = options.parse_args()
-    base = Path(__file__).resolve().parent.parent / ".faas"
-    base.mkdir(mode=0o700, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix="demo-", dir=base))
+    home = _fresh_home()
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -183,6 +181,12 @@ async def main() -> int:
             shutil.rmtree(home, ignore_errors=True)
     print("demo passed" if good else "demo failed")
     return 0 if good else 1
+
+
+def _fresh_home() -> Path:
+    base = Path(__file__).resolve().parent.parent / ".faas"
+    base.mkdir(mode=0o700, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="demo-", dir=base))
 
 
 def _show_logs(home: Path) -> None:
