@@ -47,6 +47,8 @@ SEARCH = (
 # A lost claim or progress row is made again: no need to wait for the disk.
 RELAXED = "; SET LOCAL synchronous_commit = off"
 
+LOST_BEFORE_COMMIT = "the connection to the database was lost before the commit; nothing was changed"
+
 _identifier = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")
 
 Record = asyncpg.Record
@@ -176,13 +178,17 @@ class TransactionScope:
         elif transaction._lost:
             await self._give_back(connection, broken=True)
             if error is None:
-                raise unavailable("the connection to the database was lost before the commit")
+                raise unavailable(LOST_BEFORE_COMMIT)
         else:
             await self._roll_back(connection)
 
     async def _commit(self, connection: _Connection) -> None:
         # Shielded: a cancelled caller must not leave a COMMIT half sent. The wait is bounded by COMMIT_TIMEOUT_S.
-        commit = asyncio.ensure_future(connection.execute("COMMIT", timeout=COMMIT_TIMEOUT_S))
+        try:
+            commit = asyncio.ensure_future(connection.execute("COMMIT", timeout=COMMIT_TIMEOUT_S))
+        except asyncpg.InterfaceError as error:  # at once: the connection is gone already, and nothing was sent
+            await self._give_back(connection, broken=True)
+            raise unavailable(LOST_BEFORE_COMMIT) from error
         try:
             tag = await asyncio.shield(commit)
         except asyncio.CancelledError:
@@ -303,7 +309,8 @@ async def _acquire(pool: _Pool) -> _Connection:
 
 async def _release(pool: _Pool, connection: _Connection, *, broken: bool) -> None:
     if broken:
-        connection.terminate()
+        with suppress(asyncpg.InterfaceError):  # asyncpg took a dead connection back by itself
+            connection.terminate()
     with suppress(*FAILURES):
         await pool.release(connection)
 
