@@ -17,6 +17,8 @@ from stack import Stack
 if TYPE_CHECKING:
     from runtime.settings import Settings
 
+pytest_plugins = ["tests.lab.fixtures"]
+
 ROOT = Path(__file__).resolve().parent.parent
 ACK_WAIT_S = 2
 """Redelivery after a crash takes this long; 10 s, the default, would make the crash tests slow."""

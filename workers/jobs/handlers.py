@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
-
-from nats.aio.msg import Msg
-from store.inbox import Claimed, Inbox
-from store.jobs import Jobs
+from dataclasses import asdict, dataclass
 
 import codec
 from codec import headers as names
 from runtime.connection import Connection
+from store.ending import Ending, JobEnd, finish
+from store.inbox import Claimed, Inbox
+from store.jobs import JobRow, Jobs
 from subjects import grammar, jobs
 from subjects.contract import Code, Fault
 from workers.jobs.stored import find
@@ -34,7 +33,7 @@ async def get(ctx: Context[Deps], message: jobs.GetJob) -> jobs.Job:
     """The job's row, else what the stream knows of it. Raises Fault(NOT_FOUND)."""
     row = await ctx.deps.jobs.get(ctx.tenant, message.job_id)
     if row is not None:
-        return row
+        return as_job(row)
     stored = await find(ctx.deps.connection, ctx.tenant, message.job_id)
     if stored is None:
         raise Fault(Code.NOT_FOUND, f"there is no job {message.job_id}")
@@ -57,19 +56,18 @@ async def list_jobs(ctx: Context[Deps], message: jobs.ListJobs) -> jobs.JobList:
         limit=message.limit,
         cursor=message.cursor,
     )
-    return jobs.JobList(items=items, next_cursor=next_cursor)
+    return jobs.JobList(items=[as_job(row) for row in items], next_cursor=next_cursor)
 
 
 async def wait(ctx: Context[Deps], message: jobs.WaitForJob) -> jobs.Job:
     """The job once it has ended, or as it stands after wait_s. Raises Fault(NOT_FOUND)."""
     ended = asyncio.Event()
 
-    async def on_output(msg: Msg) -> None:
-        if msg.headers and names.CHUNK_END in msg.headers:
+    def on_output(_subject: bytes, _reply: bytes, _data: bytes, block: bytes | None) -> None:
+        if block is not None and names.CHUNK_END.encode() in block:
             ended.set()
 
-    subject = grammar.output(ctx.tenant, message.job_id)
-    subscription = await ctx.deps.connection.subscribe(subject, cb=on_output)
+    subscription = await ctx.deps.connection.listen(grammar.output(ctx.tenant, message.job_id), on_output)
     try:
         until = asyncio.get_running_loop().time() + min(message.wait_s, max(0.0, ctx.remaining_s() - 1.0))
         while True:
@@ -98,31 +96,24 @@ async def cancel(ctx: Context[Deps], message: jobs.CancelJob) -> jobs.Job:
     claim = await deps.inbox.claim(ctx.tenant, name, message.job_id, digest=digest, lease_s=CANCEL_LEASE_S, owner=owner)
     if isinstance(claim, Claimed):
         return await _never_begin(ctx, job, name, owner, claim.attempts - 1)
-    await deps.jobs.request_cancel(ctx.tenant, message.job_id)
+    await deps.jobs.request_cancel(ctx.tenant, message.job_id, component=job.component, operation=job.operation)
     await deps.connection.publish(grammar.cancel(ctx.tenant, message.job_id), b"")
     return await get(ctx, jobs.GetJob(job_id=message.job_id))
 
 
 async def _never_begin(ctx: Context[Deps], job: jobs.Job, name: str, owner: str, attempts: int) -> jobs.Job:
     """Nobody is working on it: end it in its place. Its message is acked when it is delivered."""
-    deps = ctx.deps
     told = jobs.JobFault(code=BY_CALLER.code.value, detail=BY_CALLER.detail, retryable=False)
-    tx = await ctx.begin()
     problem = codec.encode(codec.to_problem(BY_CALLER))
-    await deps.inbox.finish(tx, ctx.tenant, name, job.job_id, owner, reply=None, fault=problem)
-    await deps.jobs.finish(
-        tx,
-        ctx.tenant,
-        job.job_id,
-        component=job.component,
-        operation=job.operation,
-        status="cancelled",
-        attempt=attempts,
-        result=None,
-        fault=told.model_dump(),
+    end = JobEnd(job.job_id, "cancelled", attempts, fault=told.model_dump())
+    tx = await ctx.begin()
+    await finish(ctx.host.database, ctx.tenant, Ending(name, job.job_id, owner, fault=problem, job=end), tx=tx)
+    changed = jobs.JobChanged(
+        entity_id=job.job_id, component=job.component, operation=job.operation, status="cancelled", fault=told
     )
-    ctx.emit(jobs.CANCELLED, jobs.JobChanged(
-        entity_id=job.job_id, component=job.component, operation=job.operation, status="cancelled",
-        attempt=attempts, fault=told,
-    ))  # fmt: skip
+    ctx.emit(jobs.CANCELLED, changed)
     return job.model_copy(update={"status": "cancelled", "fault": told, "attempt": attempts})
+
+
+def as_job(row: JobRow) -> jobs.Job:
+    return jobs.Job.model_validate(asdict(row))

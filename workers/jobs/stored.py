@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from nats.errors import Error as NatsError
-from nats.js.errors import NotFoundError
-
 from codec import headers as names
 from runtime.connection import Connection
-from runtime.streams import API_TIMEOUT_S, JOBS
+from runtime.headers import STATUS
+from runtime.jobs import ask_stream
+from runtime.streams import JOBS
 from subjects import grammar
 from subjects.contract import Code, Fault
 
@@ -28,13 +28,21 @@ async def find(connection: Connection, tenant: str, job_id: str) -> StoredJob | 
 
     Raises Fault(UNAVAILABLE) when JetStream does not answer.
     """
-    js = connection.jetstream(timeout=API_TIMEOUT_S)
-    try:
-        message = await js.get_last_msg(JOBS, grammar.job_anywhere(tenant, job_id))
-    except NotFoundError:
+    wanted = json.dumps({"last_by_subj": grammar.job_anywhere(tenant, job_id)}).encode()
+    reply = await ask_stream(connection.requests, f"$JS.API.DIRECT.GET.{JOBS}", wanted, b"")
+    status = reply.headers.get(STATUS)
+    if status == "404":
         return None
-    except (NatsError, TimeoutError) as error:
-        raise Fault(Code.UNAVAILABLE, "JetStream does not answer; ask again") from error
-    address = grammar.parse(message.subject or "")
-    digest = (message.headers or {}).get(names.BODY_DIGEST, "")
-    return StoredJob(address.component, address.operation, digest, getattr(message, "time", None))
+    if status is not None:
+        raise Fault(Code.UNAVAILABLE, "the stream of jobs does not answer; ask again")
+    address = grammar.parse(reply.headers["Nats-Subject"])
+    digest = reply.headers.get(names.BODY_DIGEST, "")
+    return StoredJob(address.component, address.operation, digest, _time(reply.headers.get("Nats-Time-Stamp")))
+
+
+def _time(text: str | None) -> datetime | None:
+    """RFC 3339 with up to nine digits of fraction; Python reads six."""
+    if not text:
+        return None
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{fraction[:6]:0<6}+00:00")

@@ -9,16 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from nats.aio.msg import Msg
-from runtime.probes import Probes, serve_probes
-from store.inbox import Inbox
 from store.valkey_inbox import ValkeyInbox
 
 from runtime import streams
 from runtime.connection import Connection, connect
+from runtime.probes import Probes, serve_probes
 from runtime.settings import Settings
+from store.inbox import Inbox
 from subjects import grammar
-from subjects.contract import Fault
+from subjects.contract import Code, Fault
 from workers.serving.dispatch import Dispatcher
 from workers.serving.host import Host, open_host
 from workers.serving.perform import Performer
@@ -96,7 +95,12 @@ def keys_of(worker: Worker, host: Host) -> Inbox | ValkeyInbox | None:
 
 def probes_of(host: Host) -> Probes:
     probes = Probes()
-    probes.add("nats", host.connection.check)
+
+    async def broker() -> None:
+        if not host.connection.healthy:
+            raise Fault(Code.UNAVAILABLE, "no connection to NATS")
+
+    probes.add("nats", broker)
     if host.maybe_database is not None:
         probes.add("postgres", host.maybe_database.ping)
     if host.maybe_valkey is not None:
@@ -108,15 +112,15 @@ def probes_of(host: Host) -> Probes:
 async def _hearing_cancels(host: Host) -> AsyncIterator[None]:
     """Every worker process hears every cancel; the one that runs it stops it."""
 
-    async def on_cancel(msg: Msg) -> None:
+    def on_cancel(subject: bytes, _reply: bytes, _data: bytes, _block: bytes | None) -> None:
         try:
-            address = grammar.parse(msg.subject)
+            address = grammar.parse(subject.decode())
         except Fault:
             return
         if host.running.cancel(address.tenant, address.ident):
             log.info("cancelled", tenant=address.tenant, id=address.ident)
 
-    subscription = await host.connection.subscribe(grammar.CANCELS, cb=on_cancel)
+    subscription = await host.connection.listen(grammar.CANCELS, on_cancel)
     try:
         yield
     finally:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import structlog
-from runtime.client import Client, Stream
-from runtime.output import OutputWriter
 
 import codec
 from codec import headers as names
+from runtime.client import Client
 from runtime.identity import Identity
+from runtime.output import OutputWriter
 from runtime.settings import Settings
+from runtime.stream import Stream
 from store.database import Transaction
 from subjects import jobs
 from subjects.contract import Call, Code, Event, EventPayload, Fault, Model
@@ -51,6 +52,7 @@ class Context(Generic[D]):
         self.attempt = 1
         self.key: str | None = None
         self.output: OutputWriter | None = None
+        self.output_id: str | None = None
         self.streams = False
         self.emitted: list[tuple[Event[Any], EventPayload]] = []
         self.afterwards: list[Callable[[], Awaitable[None]]] = []

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import Any
-
-from nats.aio.msg import Msg
-from runtime.jobs import from_digest
 
 import codec
 from codec import headers as names
+from runtime import headers
 from runtime.identity import Identity
+from runtime.jobs import stored_id
 from subjects import grammar
 from subjects.contract import Code, Fault
-
-NO_HEADERS: dict[str, str] = {}
 
 
 @dataclass
@@ -23,23 +18,26 @@ class Delivery:
     """A request, job or event. Parsed in two steps, so that a message with bad headers still gets an answer in its
     own codec: addressed() may raise Fault(INVALID), identified() Fault(INVALID) or Fault(FORBIDDEN)."""
 
-    msg: Msg
+    subject: str
+    reply: str
+    data: bytes
     headers: dict[str, str]
     content_type: str
     accept: str
 
     @classmethod
-    def of(cls, msg: Msg) -> Delivery:
-        headers: dict[str, str] = msg.headers or NO_HEADERS
-        content_type = headers.get(names.CONTENT_TYPE) or sniff(msg.data)
+    def of(cls, subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> Delivery:
+        """Read what the broker delivered. Raises ValueError when subject, reply or header block are no text."""
+        given = headers.parse(block) if block else {}
+        content_type = given.get(names.CONTENT_TYPE) or sniff(data)
         try:
-            accept = codec.negotiate(headers.get(names.ACCEPT), content_type)
+            accept = codec.negotiate(given.get(names.ACCEPT), content_type)
         except Fault:
             accept = codec.MSGPACK
-        return cls(msg, headers, content_type, accept)
+        return cls(subject.decode(), reply.decode(), data, given, content_type, accept)
 
     def addressed(self) -> grammar.Address:
-        return grammar.parse(self.msg.subject)
+        return grammar.parse(self.subject)
 
     def identified(self, tenant: str) -> Identity:
         return Identity.from_message(tenant, self.headers)
@@ -47,7 +45,7 @@ class Delivery:
     @property
     def durable(self) -> bool:
         """Whether it came from a stream, so that it must be acked rather than answered."""
-        return self.msg.reply.startswith("$JS.ACK.")
+        return self.reply.startswith("$JS.ACK.")
 
     @property
     def delivered(self) -> int:
@@ -61,12 +59,12 @@ class Delivery:
             return address.ident
         tokens = self._ack_tokens()
         stored = f"{address.tenant}\0{tokens[-7]}\0{tokens[-4]}\0{tokens[-2]}"  # stream, sequence, time of storing
-        return from_digest(hashlib.sha256(stored.encode()).digest())
+        return stored_id(stored)
 
     def _ack_tokens(self) -> list[str]:
         # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>;
         # the form with a domain has one more token at its end.
-        tokens = self.msg.reply.split(".")
+        tokens = self.reply.split(".")
         if len(tokens) < 9:
             raise Fault(Code.INVALID, "the message has no JetStream reply subject")
         return tokens if len(tokens) == 9 else tokens[:-1]
@@ -76,7 +74,3 @@ def sniff(data: bytes) -> str:
     """msgpack where nothing is said; but a body that begins with `{` is JSON: in msgpack that byte is the number 123,
     which is no message."""
     return codec.JSON if data[:1] == b"{" else codec.MSGPACK
-
-
-def header_safe(value: Any) -> str:
-    return str(value).replace("\r", " ").replace("\n", " ")

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from nats.aio.msg import Msg
-from runtime.jobs import job_id as job_id_of
-from runtime.output import OutputWriter
 
 import codec
 from codec import headers as names
 from runtime import streams
 from runtime.identity import Identity
+from runtime.jobs import job_id as job_id_of
+from runtime.output import OutputWriter
 from runtime.telemetry import attached, bound, trace_id
 from subjects import grammar
 from subjects.contract import AnyCall, AnyEvent, Code, Fault
@@ -35,7 +34,10 @@ from workers.serving.slots import EVENT_SLOTS, JOB_SLOTS, Slots
 log = structlog.get_logger("workers.serving")
 
 HAND_BACK_S = 3.0  # what a cancelled task has to hand its job back
-BUSY = Fault(Code.EXHAUSTED, "every slot of this process and its backlog are taken; ask again", retry_after_s=1)
+BUSY = Outcome(
+    "done",
+    fault=Fault(Code.EXHAUSTED, "every slot of this process and its backlog are taken; ask again", retry_after_s=1),
+)
 STOPPING = Fault(Code.UNAVAILABLE, "this process is stopping; ask again")
 
 
@@ -66,7 +68,7 @@ class Dispatcher:
             consumer = streams.event_consumer(name, on.event.component, on.event, settings)
             await self._pull(streams.EVENTS, consumer, EVENT_SLOTS, (on.event, wrap(on.event.name, on.handler)))
         subject = grammar.requests_of(name, "*")
-        self._subscription = await connection.subscribe(subject, queue=name, cb=self._on_request)
+        self._subscription = await connection.listen(subject, self._on_request, queue=name)
 
     async def _pull(self, stream: str, consumer: Any, slots: int, heard: tuple[AnyEvent, Handler] | None) -> None:
         connection = self._host.connection
@@ -74,8 +76,8 @@ class Dispatcher:
         async def ensure() -> None:
             await streams.ensure_consumer(connection, stream, consumer)
 
-        def start(msg: Msg, release: Callable[[], None]) -> None:
-            durable = Durable(self._host, self._performer, self._context, msg)
+        def start(delivery: Delivery, release: Callable[[], None]) -> None:
+            durable = Durable(self._host, self._performer, self._context, delivery)
             work = durable.event(*heard, self.worker.name) if heard is not None else durable.job(self._jobs)
             self._spawn(work, durable.stop, release)
 
@@ -86,16 +88,14 @@ class Dispatcher:
 
     # --- requests -------------------------------------------------------------------------------------------------
 
-    async def _on_request(self, msg: Msg) -> None:
-        # nats-py runs callbacks one after another: take a slot, start a task, return.
-        stop = Cancellable()
-        if not self._slots.offer(lambda: self._spawn(self._request(msg, stop), stop, self._slots.release)):
-            delivery = Delivery.of(msg)
+    def _on_request(self, subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> None:
+        # Called by the read loop: take a slot, start a task, return.
+        delivery, stop = Delivery.of(subject, reply, data, block), Cancellable()
+        if not self._slots.offer(lambda: self._spawn(self._request(delivery, stop), stop, self._slots.release)):
             request_id = delivery.headers.get(names.REQUEST_ID, "")
-            await answer(self._host.connection, msg.reply, delivery.accept, Outcome("done", fault=BUSY), request_id, "")
+            answer(self._host.connection, delivery.reply, delivery.accept, BUSY, request_id, "")
 
-    async def _request(self, msg: Msg, stop: Cancellable) -> None:
-        delivery = Delivery.of(msg)
+    async def _request(self, delivery: Delivery, stop: Cancellable) -> None:
         identity: Identity | None = None
         try:
             address = delivery.addressed()
@@ -108,17 +108,17 @@ class Dispatcher:
         except asyncio.CancelledError:
             outcome = Outcome("done", fault=STOPPING)
         except Exception:
-            log.exception("unexpected exception in the dispatcher", subject=msg.subject)
+            log.exception("unexpected exception in the dispatcher", subject=delivery.subject)
             outcome = Outcome("done", fault=Fault(Code.INTERNAL, "internal error"))
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID, "")
         correlation_id = identity.correlation_id if identity else ""
-        await answer(self._host.connection, msg.reply, delivery.accept, outcome, request_id, correlation_id)
+        answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
 
     async def _perform(
         self, delivery: Delivery, call: AnyCall, handler: Handler, identity: Identity, stop: Cancellable
     ) -> Outcome:
         headers = delivery.headers
-        message = codec.decode(delivery.msg.data, call.input, delivery.content_type)
+        message = codec.decode(delivery.data, call.input, delivery.content_type)
         ctx = self._context(identity, call.timeout_s, stop, output_id=headers.get(names.OUTPUT_TO), call=call)
         key = headers.get(names.IDEMPOTENCY_KEY)
         digest = ""

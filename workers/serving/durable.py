@@ -10,12 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
-from nats.aio.msg import Msg
-from runtime.output import OutputWriter
 
 import codec
 from codec import headers as names
 from runtime.identity import Identity
+from runtime.output import OutputWriter
 from runtime.telemetry import attached, bound, trace_id
 from subjects import grammar
 from subjects.contract import AnyEvent, Code, Fault
@@ -40,11 +39,14 @@ LATE = Fault(Code.TIMEOUT, "its deadline had passed before it could be started")
 class Durable:
     """One delivery of a job or an event."""
 
-    def __init__(self, host: Host, performer: Performer, context: Callable[..., Context[Any]], msg: Msg) -> None:
+    def __init__(
+        self, host: Host, performer: Performer, context: Callable[..., Context[Any]], delivery: Delivery
+    ) -> None:
         self._host = host
         self._performer = performer
         self._context = context
-        self._delivery = Delivery.of(msg)
+        self._delivery = delivery
+        self._digest = delivery.headers.get(names.BODY_DIGEST, "")
         self.stop = Cancellable()
 
     async def job(self, routes: Mapping[str, Route]) -> None:
@@ -54,7 +56,7 @@ class Durable:
             address = delivery.addressed()
             job_id = delivery.job_id(address)
         except Fault as fault:
-            await self._unreadable(fault)
+            self._unreadable(fault)
             return
         dead = grammar.dead_letter(address.tenant, address.component, address.operation, job_id, 0)
         name = f"{address.component}.{address.operation}"
@@ -74,7 +76,7 @@ class Durable:
             address = delivery.addressed()
             ident = delivery.job_id(address)
         except Fault as fault:
-            await self._unreadable(fault)
+            self._unreadable(fault)
             return
         operation = f"{event.component}-{event.occurred}"
         dead = grammar.dead_letter(address.tenant, component, operation, ident, 0)
@@ -98,11 +100,11 @@ class Durable:
                 raise Fault(Code.NOT_FOUND, f"there is no operation {name}")
             if identity.deadline_ms is not None and identity.deadline_ms < time.time() * 1000:
                 raise LATE
-            message = codec.decode(self._delivery.msg.data, route.input, self._delivery.content_type)
+            message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)
         except Fault as fault:
-            return await self._performer.give_up(ctx, name, headers.get(names.BODY_DIGEST, ""), fault)
+            return await self._performer.give_up(ctx, name, self._digest, fault)
         output_id = headers.get(names.OUTPUT_TO, job_id)
-        ctx.output = OutputWriter(self._host.connection, tenant, output_id if grammar.is_token(output_id) else job_id)
+        ctx.output_id = output_id if grammar.is_token(output_id) else job_id
         ctx.streams = route.streams
         return await self._guarded(ctx, name, route, message, {job_id, output_id})
 
@@ -110,15 +112,15 @@ class Durable:
         ctx = self._anonymous(tenant, ident, None)
         try:
             ctx = self._of(self._delivery.identified(tenant), route, ident)
-            message = codec.decode(self._delivery.msg.data, route.input, self._delivery.content_type)
+            message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)
         except Fault as fault:
-            return await self._performer.give_up(ctx, name, "", fault)
+            return await self._performer.give_up(ctx, name, self._digest, fault)
         return await self._guarded(ctx, name, route, message, set())
 
     async def _guarded(self, ctx: Context[Any], name: str, route: Route, message: Any, idents: set[str]) -> Outcome:
         """Alone in this process when a process died over it before; not at all after the third time."""
         crashes = await self._performer.crashes(ctx, name) if self._delivery.delivered > 1 else 0
-        digest = self._delivery.headers.get(names.BODY_DIGEST, "")
+        digest = self._digest
         identity = ctx.identity
         for ident in idents:
             self._host.running.add(ctx.tenant, ident, self.stop)
@@ -148,7 +150,9 @@ class Durable:
         task.uncancel()
         if self.stop.reason == "caller" and job_id is not None:
             ctx = self._anonymous(tenant, job_id, job_id)
-            return await self._performer.give_up(ctx, name, "", Fault(Code.CANCELLED, "cancelled by its caller"))
+            return await self._performer.give_up(
+                ctx, name, self._digest, Fault(Code.CANCELLED, "cancelled by its caller")
+            )
         return Outcome("again")
 
     @asynccontextmanager
@@ -159,7 +163,7 @@ class Durable:
             while True:
                 await asyncio.sleep(self._host.settings.job_ack_wait_s / 3)
                 if self._host.connection.is_connected:
-                    await self._host.connection.publish(self._delivery.msg.reply, b"+WPI")
+                    self._host.connection.write(self._delivery.reply, b"+WPI")
 
         task = asyncio.create_task(pulse(), name="pulse")
         try:
@@ -193,7 +197,7 @@ class Durable:
                 operation=operation,
                 attempt=delivery.delivered,
                 headers=delivery.headers,
-                body=delivery.msg.data,
+                body=delivery.data,
             )
         except Fault as fault:
             log.warning("job row not written", code=fault.code.value)
@@ -225,13 +229,14 @@ class Durable:
         if outcome.output is not None:
             await end_output(outcome.output, outcome, request_id, correlation_id)
         elif grammar.is_token(output_id):
-            writer = OutputWriter(self._host.connection, tenant, output_id, outcome.attempt)
+            # Nobody knows how far the attempt got that ended it: a further one says restart, then how it ended.
+            writer = OutputWriter(self._host.connection, tenant, output_id, outcome.attempt + 1)
             await end_output(writer, outcome, request_id, correlation_id)
         reply_to = headers.get(names.REPLY_TO, "")
         if reply_to.startswith(INBOX_PREFIX):
-            await answer(self._host.connection, reply_to, self._delivery.accept, outcome, request_id, correlation_id)
+            answer(self._host.connection, reply_to, self._delivery.accept, outcome, request_id, correlation_id)
 
-    async def _unreadable(self, fault: Fault) -> None:
+    def _unreadable(self, fault: Fault) -> None:
         """A subject that names no tenant or operation has nobody to tell and nowhere to be kept."""
-        log.error("terminated: unreadable subject", subject=repr(self._delivery.msg.subject), detail=fault.detail)
-        await self._host.connection.publish(self._delivery.msg.reply, b"+TERM")
+        log.error("terminated: unreadable subject", subject=repr(self._delivery.subject), detail=fault.detail)
+        self._host.connection.write(self._delivery.reply, b"+TERM")

@@ -8,25 +8,27 @@ import socket
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from runtime.client import Client
-from store.inbox import Inbox
-from store.jobs import Jobs
 from store.objects import Objects
-from store.outbox import Outbox
-from store.steps import Steps
 from store.valkey import Valkey
 
+from runtime.client import Client
 from runtime.connection import Connection
 from runtime.settings import Settings
 from store.database import Database
+from store.inbox import Inbox
+from store.jobs import Jobs
+from store.outbox import Outbox
+from store.steps import Steps
 from subjects.contract import Call, Code, Fault
 from workers.serving.facts import Facts
 from workers.serving.pool import Pool
 from workers.serving.route import Need
 from workers.serving.running import Running
 from workers.serving.slots import Gate
+
+T = TypeVar("T")
 
 DATABASE_CONNECTIONS = 16  # a process; one transaction each, none held while a handler works
 
@@ -83,7 +85,7 @@ class Host:
         return Client(self.connection, self.settings, source=component, calls=calls)
 
 
-def _needed(value: Any, need: Need) -> Any:
+def _needed(value: T | None, need: Need) -> T:
     if value is None:
         raise Fault(Code.INTERNAL, f"this process was opened without {need}: name it in the worker's needs")
     return value

@@ -10,18 +10,21 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
-from store.inbox import Claimed, Done, Inbox, LeaseLost
 from store.valkey_inbox import ValkeyInbox
 
 import codec
-from store.database import Transaction
+from runtime.crash import crash_point
+from runtime.output import OutputWriter
+from store.ending import Ending, JobEnd, finish
+from store.inbox import Claimed, Done, Inbox, LeaseLost
 from store.pgerrors import OutcomeUnknown
 from subjects import grammar
 from subjects.contract import Call, Code, Fault, Model
-from subjects.jobs import CANCELLED, FAILED, SUCCEEDED, JobChanged, JobFault
+from subjects.jobs import CANCELLED, FAILED, SUCCEEDED, JobChanged, JobFault, Status
 from workers.serving.context import Context
 from workers.serving.host import Host
 from workers.serving.outcome import Outcome, Verdict
@@ -38,6 +41,7 @@ AFTER_COMMIT_TIMEOUT_S = 5.0
 TOO_LARGE_TO_KEEP = Fault(
     Code.CONFLICT, "this key was used before and its effect stands, but its reply was too large to keep"
 )
+ENDED = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
 
 class Performer:
@@ -61,7 +65,7 @@ class Performer:
             return Outcome("done", fault=fault)
 
     async def _run_now(self, ctx: Context[Any], handler: Handler, message: Model) -> Model:
-        reply = await self._handled(ctx, handler, message)
+        reply: Model = await self._handled(ctx, handler, message)
         if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
             await self._commit(ctx, None)
         await self._afterwards(ctx)
@@ -111,8 +115,8 @@ class Performer:
         if isinstance(claim, Done):
             return self._known(claim, output)
         ctx.attempt = claim.attempts
-        if ctx.output is not None:
-            ctx.output.attempt = claim.attempts
+        if ctx.output_id is not None:
+            ctx.output = OutputWriter(self._host.connection, ctx.tenant, ctx.output_id, claim.attempts)
         try:
             return await self._attempt(ctx, name, handler, message, claim)
         except Later as later:
@@ -127,7 +131,7 @@ class Performer:
             raise
 
     def _known(self, done: Done, output: type[Model] | None) -> Outcome:
-        """What a redelivery of finished work comes to: nothing runs, and a failure is dead-lettered if it was not yet."""
+        """A redelivery of finished work: nothing runs, and a failure is dead-lettered if it was not yet."""
         kept = restored(done, output) if output is not None else {}
         verdict = "done" if done.fault is None else verdict_on(as_fault(done.fault))
         return Outcome(verdict, **kept, attempt=done.attempts)
@@ -153,8 +157,7 @@ class Performer:
         """How often a process died while it ran this: attempts begun that ended neither in a fault nor a hand-back."""
         while True:
             try:
-                counters = await self._host.books.inbox.counters(ctx.tenant, name, str(ctx.key))
-                return 0 if counters is None else counters.attempts - counters.faults - counters.hand_backs
+                return await self._host.books.inbox.crashes(ctx.tenant, name, str(ctx.key))
             except Fault as fault:
                 log.warning("waiting for the database", operation=name, code=fault.code.value)
                 await asyncio.sleep(POLL_MOST_S)
@@ -255,69 +258,66 @@ class Performer:
         fault: Fault | None,
     ) -> None:
         """Commit the end of a message: the handler's writes, the claim as done, the job's row, the events."""
+        body = None if reply is None else codec.encode(reply)
+        kept = body if body is not None and len(body) <= MAX_STORED_REPLY_BYTES else None
+        problem = None if fault is None else codec.encode(codec.to_problem(fault))
         if fault is not None:
             ctx.emitted.clear()
-        body = None if reply is None else codec.encode(reply)
-        kept_fault = None if fault is None else codec.encode(codec.to_problem(fault))
-        kept = body if body is not None and len(body) <= MAX_STORED_REPLY_BYTES else None
         if isinstance(keys, ValkeyInbox):
             if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
                 await self._commit(ctx, None)
-            await keys.finish(ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=kept_fault)
+            await keys.finish(ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=problem)
             return
+        job = self._job_end(ctx, name, reply, fault)
+        await self._commit(ctx, Ending(name, str(ctx.key), owner, kept, problem, job))
 
-        async def end(tx: Transaction) -> None:
-            await keys.finish(tx, ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=kept_fault)
-            if ctx.job_id is not None:
-                await self._end_job(ctx, tx, name, reply, fault)
-
-        await self._commit(ctx, end)
-
-    async def _end_job(
-        self, ctx: Context[Any], tx: Transaction, name: str, reply: Model | None, fault: Fault | None
-    ) -> None:
+    def _job_end(self, ctx: Context[Any], name: str, reply: Model | None, fault: Fault | None) -> JobEnd | None:
+        """The final state of the job's row, and the event that tells of it."""
+        if ctx.job_id is None:
+            return None
         component, _, operation = name.partition(".")
-        status = "succeeded" if fault is None else "cancelled" if fault.code is Code.CANCELLED else "failed"
-        told = None if fault is None else JobFault(
-            code=fault.code.value, detail=fault.detail, retryable=fault.retryable, errors=list(fault.errors)
-        )  # fmt: skip
+        status: Status = "succeeded" if fault is None else "cancelled" if fault.code is Code.CANCELLED else "failed"
+        told = None if fault is None else fault_of_job(fault)
         result = None if reply is None else codec.encode(reply, codec.JSON)
-        await self._host.books.jobs.finish(
-            tx,
-            ctx.tenant,
-            str(ctx.job_id),
+        kept = json.loads(result) if result is not None and len(result) <= MAX_STORED_REPLY_BYTES else None
+        changed = JobChanged(
+            entity_id=ctx.job_id,
+            version=ctx.attempt,
             component=component,
             operation=operation,
             status=status,
             attempt=ctx.attempt,
-            result=json.loads(result) if result is not None and len(result) <= MAX_STORED_REPLY_BYTES else None,
-            fault=None if told is None else told.model_dump(),
+            fault=told,
         )
-        event = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}[status]
-        ctx.emit(event, JobChanged(
-            entity_id=str(ctx.job_id), version=ctx.attempt, component=component, operation=operation,
-            status=status, attempt=ctx.attempt, fault=told,
-        ))  # fmt: skip
+        ctx.emit(ENDED[status], changed)
+        return JobEnd(ctx.job_id, status, ctx.attempt, kept, None if told is None else told.model_dump())
 
-    async def _commit(self, ctx: Context[Any], end: Any) -> None:
+    async def _commit(self, ctx: Context[Any], ending: Ending | None) -> None:
         """THE transaction: what the handler wrote, then the books, then COMMIT; events are published after it."""
-        outbox = self._host.books.outbox
-        tx = await ctx.begin()
-        try:
-            if end is not None:
-                await end(tx)
-            rows = []
-            for event, payload in ctx.emitted:
-                subject = grammar.event(ctx.tenant, event.component, event.occurred)
-                rows.append(outbox.row(subject, ctx.event_headers(), codec.encode(payload)))
-            if rows:
-                await outbox.add(tx, ctx.tenant, rows)
-        except BaseException as error:
-            await ctx.rollback(error)
-            raise
-        await ctx.commit()
-        if rows:
-            outbox.notify(ctx.tenant, rows)
+        books, database = self._host.books, self._host.database
+        rows = [
+            books.outbox.row(
+                grammar.event(ctx.tenant, event.component, event.occurred), ctx.event_headers(), codec.encode(payload)
+            )
+            for event, payload in ctx.emitted
+        ]
+        crash_point("before_tx")
+        if ctx.began or ending is None:
+            tx = await ctx.begin()
+            try:
+                if ending is not None:
+                    await finish(database, ctx.tenant, replace(ending, events=rows), tx=tx)
+                elif rows:
+                    await books.outbox.add(tx, ctx.tenant, rows)
+                crash_point("mid_tx")
+            except BaseException as error:
+                await ctx.rollback(error)
+                raise
+            await ctx.commit()
+        else:
+            await finish(database, ctx.tenant, replace(ending, events=rows))
+        crash_point("after_commit")
+        books.outbox.notify(ctx.tenant, rows)
         ctx.emitted.clear()
 
     async def _afterwards(self, ctx: Context[Any]) -> None:
@@ -330,6 +330,10 @@ class Performer:
                     await fn()
             except (Fault, TimeoutError) as failure:
                 log.warning("after commit", error=str(failure))
+
+
+def fault_of_job(fault: Fault) -> JobFault:
+    return JobFault(code=fault.code.value, detail=fault.detail, retryable=fault.retryable, errors=list(fault.errors))
 
 
 def verdict_on(fault: Fault) -> Verdict:

@@ -14,9 +14,10 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from nats.aio.msg import Msg
-from runtime.connection import Connection
 
+from runtime import headers
+from runtime.connection import Connection
+from workers.serving.delivery import Delivery
 from workers.serving.slots import Slots
 
 log = structlog.get_logger("workers.serving")
@@ -37,7 +38,7 @@ class Pull:
         stream: str,
         durable: str,
         slots: int,
-        start: Callable[[Msg, Callable[[], None]], None],
+        start: Callable[[Delivery, Callable[[], None]], None],
         recreate: Callable[[], Awaitable[Any]],
     ) -> None:
         self._connection = connection
@@ -57,7 +58,7 @@ class Pull:
 
     async def begin(self) -> None:
         self._inbox = self._connection.new_inbox()
-        self._subscription = await self._connection.subscribe(self._inbox, cb=self._on_message)
+        self._subscription = await self._connection.listen(self._inbox, self._on_message)
         self._task = asyncio.create_task(self._pump(), name=f"pull {self._durable}")
 
     async def stop(self) -> None:
@@ -98,32 +99,35 @@ class Pull:
             self._heard = time.monotonic()
         self._requested += free
         ask = {"batch": free, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
-        await self._connection.publish(self._next, json.dumps(ask).encode(), reply=self._inbox)
+        self._connection.write(self._next, json.dumps(ask).encode(), self._inbox)
 
-    async def _on_message(self, msg: Msg) -> None:
+    def _on_message(self, subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> None:
         self._heard = time.monotonic()
-        if not msg.reply:
-            self._on_status(msg.headers or {})
+        if not reply:
+            self._on_status(headers.parse(block) if block else {})
             return
-        if not msg.reply.startswith("$JS.ACK."):
+        if not reply.startswith(b"$JS.ACK."):
             return
         self._requested = max(0, self._requested - 1)
-        if self._stopping:
-            await self._connection.publish(msg.reply, b"-NAK")
-            return
-        # Never more than size, because never more was requested; a straggler of a lost pull waits in the backlog.
-        if not self._slots.offer(lambda: self._start(msg, self._release)):
-            await self._connection.publish(msg.reply, b"-NAK")
+        try:
+            delivery = Delivery.of(subject, reply, data, block)
+        except ValueError:
+            # It would come back for ever and can be answered, kept or run by nobody.
+            self._connection.write(reply.decode("ascii"), b"+TERM")
+            raise
+        # Never more than the slots, because never more was requested; a straggler of a lost pull may wait.
+        if self._stopping or not self._slots.offer(lambda: self._start(delivery, self._release)):
+            self._connection.write(delivery.reply, b"-NAK")
 
-    def _on_status(self, headers: dict[str, str]) -> None:
-        status, description = headers.get("Status", ""), headers.get("Description", "")
+    def _on_status(self, status_line: dict[str, str]) -> None:
+        status, description = status_line.get(headers.STATUS, ""), status_line.get(headers.DESCRIPTION, "")
         if status == "100":
             return
         if status == "503" or f"{status} {description}" in CONSUMER_GONE:
             self._gone = True
             self._wake.set()
             return
-        self._requested = max(0, self._requested - int(headers.get("Nats-Pending-Messages", self._requested)))
+        self._requested = max(0, self._requested - int(status_line.get("Nats-Pending-Messages", self._requested)))
         self._wake.set()
 
     def _release(self) -> None:

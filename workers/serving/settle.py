@@ -7,12 +7,14 @@ import random
 from datetime import UTC, datetime
 
 import structlog
-from nats.errors import Error as NatsError
-from runtime.connection import Connection
-from runtime.output import OutputWriter
 
 import codec
 from codec import headers as names
+from runtime.connection import Connection
+from runtime.crash import crash_point
+from runtime.headers import block
+from runtime.jobs import ask_stream
+from runtime.output import OutputWriter
 from subjects.contract import Code, Empty, Fault
 from workers.serving.delivery import Delivery
 from workers.serving.outcome import Outcome
@@ -21,22 +23,21 @@ log = structlog.get_logger("workers.serving")
 
 MAX_REPLY_BYTES = 512 * 1024
 INBOX_PREFIX = "_INBOX."  # a reply subject is power: an answer to $JS.API... would be a command
-DEAD_LETTER_TIMEOUT_S = 5.0
 DEAD_LETTER_FULL_DELAY_S = 30.0
 WRONG_SEQUENCE = 10071  # the dead letter stands already: this is the second try of the same
 
 
-async def answer(
+def answer(
     connection: Connection, to: str, accept: str, outcome: Outcome, request_id: str, correlation_id: str
 ) -> None:
     """Reply to a request. One that wants no answer, or wants it where no inbox is, gets none."""
     if not to:
         return
-    if not to.startswith(INBOX_PREFIX):
+    if not to.startswith(INBOX_PREFIX) or " " in to:
         log.warning("reply refused: its subject is not an inbox", reply=repr(to))
         return
     headers, body = reply_of(outcome, accept, request_id, correlation_id)
-    await connection.publish(to, body, headers=headers)
+    connection.write(to, body, block=block(headers))
 
 
 async def end_output(output: OutputWriter, outcome: Outcome, request_id: str, correlation_id: str) -> None:
@@ -60,23 +61,25 @@ def reply_of(outcome: Outcome, accept: str, request_id: str, correlation_id: str
 
 async def settle(connection: Connection, delivery: Delivery, outcome: Outcome, dead_subject: str) -> None:
     """Ack, give back or dead-letter a message of a stream, after its effect stands."""
+    crash_point("before_ack")
     match outcome.verdict:
         case "done":
-            await connection.publish(delivery.msg.reply, b"+ACK")
+            connection.write(delivery.reply, b"+ACK")
         case "again":
-            await _give_back(connection, delivery, outcome.delay_s)
+            _give_back(connection, delivery, outcome.delay_s)
         case "dead":
             if await _dead_letter(connection, delivery, outcome, dead_subject):
-                await connection.publish(delivery.msg.reply, b"+TERM")
+                crash_point("after_dead_letter")
+                connection.write(delivery.reply, b"+TERM")
             else:
-                await _give_back(connection, delivery, DEAD_LETTER_FULL_DELAY_S)
+                _give_back(connection, delivery, DEAD_LETTER_FULL_DELAY_S)
         case "lost":
-            log.info("the claim went to another process; leaving the message alone", subject=delivery.msg.subject)
+            log.info("the claim went to another process; leaving the message alone", subject=delivery.subject)
 
 
-async def _give_back(connection: Connection, delivery: Delivery, delay_s: float) -> None:
+def _give_back(connection: Connection, delivery: Delivery, delay_s: float) -> None:
     nak = b"-NAK " + json.dumps({"delay": int(max(delay_s, 0.0) * 1e9)}).encode()
-    await connection.publish(delivery.msg.reply, nak)
+    connection.write(delivery.reply, nak)
 
 
 async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outcome, subject: str) -> bool:
@@ -90,13 +93,13 @@ async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outc
         names.DEAD_REASON: names_safe(fault.detail),
         names.DEAD_ATTEMPTS: str(outcome.attempt),
         names.DEAD_AT: datetime.now(UTC).isoformat(),
-        names.DEAD_SUBJECT: delivery.msg.subject,
+        names.DEAD_SUBJECT: delivery.subject,
     }
     try:
-        ack = await connection.request(subject, delivery.msg.data, timeout=DEAD_LETTER_TIMEOUT_S, headers=headers)
+        ack = await ask_stream(connection.requests, subject, delivery.data, block(headers))
         error = json.loads(ack.data).get("error")
-    except (NatsError, TimeoutError, ValueError, Fault) as failure:
-        log.error("dead letter not stored; the message stays", subject=subject, error=type(failure).__name__)
+    except (Fault, ValueError) as failure:
+        log.error("dead letter not stored; the message stays", subject=subject, error=str(failure))
         return False
     if error is not None and error.get("err_code") != WRONG_SEQUENCE:
         log.error("dead letter refused; the message stays", subject=subject, error=error.get("description"))
