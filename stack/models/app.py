@@ -223,4 +223,6 @@ async def _embeddings(request: Request, body: Json) -> Response:
     vectors = [base64.b64encode(v.tobytes()).decode() if as_text else v.tolist() for v in embedded.vectors]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
-    return JSONResponse({"object": "list", "model": embedder.NAME, "data": data, "usage": usage})
+    return JSONResponse(
+        {"object": "list", "model": embedder.NAME, "revision": model.revision, "data": data, "usage": usage}
+    )
