@@ -13,7 +13,7 @@ import store
 from cli import children, setup
 from runtime.settings import ENV_FILE, Settings
 from stack import PARTS, Server, Stack
-from stack.process import Report
+from stack.process import Report, start_all
 from stack.secrets import secret
 
 MODELS = "models"
@@ -109,10 +109,7 @@ class Platform:
         self.children.append(
             children.bridge(self.components, self.environ(), home=self.home, port=port, report=self._report)
         )
-        results = await asyncio.gather(*map(self._start_child, self.children), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        await start_all(map(self._start_child, self.children))
 
     async def _start_child(self, child: Server) -> None:
         self._report(f"starting {child.name}")

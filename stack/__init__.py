@@ -12,7 +12,7 @@ from typing import Final
 
 from stack import local, nats, postgres, territory, valkey
 from stack.postgres import Postgres
-from stack.process import Report, Server, StackError, reap
+from stack.process import Report, Server, StackError, reap, start_all
 
 PARTS: Final = frozenset({"nats", "postgres", "valkey", "models"})
 
@@ -57,11 +57,7 @@ class Stack:
         try:
             for name in await asyncio.to_thread(reap, self.home / "run"):
                 self._report(f"ended {name}, left behind by an earlier run")
-            # No task group: a failing part must not leave another half started and unknown to us.
-            results = await asyncio.gather(*(self._start(part) for part in sorted(self.parts)), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+            await start_all(self._start(part) for part in sorted(self.parts))
         except BaseException:
             await self.stop()
             raise

@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -53,6 +54,19 @@ class Program:
     stop_grace_s: float = 3.0
     start_limit_s: float = 30.0
     poll_s: float = 0.02
+
+
+async def start_all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Start side by side; when one fails, or we are cancelled, the others are given up at once and have ended after."""
+    tasks = [asyncio.create_task(start) for start in starts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def spawn(program: Program, log: Path | None) -> asyncio.subprocess.Process:
