@@ -1,0 +1,227 @@
+"""The keeper's rules: nothing committed is left unpublished, nothing unfinished is removed, one works at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from runtime import streams
+from runtime.connection import Connection, connect
+from runtime.settings import Settings
+from stack import Stack
+from store import sweep
+from store.database import Database, prepare
+from store.keeper import ADVISORY_LOCK, Keeper
+from store.sweep import Sweep, finished_below
+from subjects import grammar
+
+LOOKS, LOOK_EVERY_S = 200, 0.05
+HEADERS = {"Content-Type": "application/json", "Nats-Msg-Id": "stripped"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection to a broker of this module's own: its streams are wiped here."""
+    home = Path(tempfile.mkdtemp(prefix="faas-k-", dir="/tmp"))
+    try:
+        async with Stack(home, parts=frozenset({"nats"}), ports={"nats": 0}) as own:
+            own_settings = settings.model_copy(update={"nats_url": own.nats_url})
+            connection = await connect(own_settings, name="keeper-test")
+            await streams.ensure(connection, own_settings)
+            yield connection
+            await connection.close()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def role(stack: Stack) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """The keeper's own connection to the database."""
+    connection = await asyncpg.connect(stack.database_keeper_url)
+    await prepare(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def database(stack: Stack) -> AsyncIterator[Database]:
+    database = await Database.open(stack.database_url, max_size=4, name="test")
+    yield database
+    await database.close()
+
+
+async def ids(database: Database, tenant: str, statement: str) -> set[str]:
+    async with database.transaction(tenant) as tx:
+        return {str(row[0]) for row in await tx.fetch(statement)}
+
+
+async def stored(connection: Connection, stream: str, subject: str) -> int:
+    info = await connection.jetstream().stream_info(stream, subjects_filter=subject)
+    return sum((info.state.subjects or {}).values())
+
+
+async def add_event(database: Database, tenant: str, subject: str, age_s: float) -> uuid.UUID:
+    event_id = uuid.uuid4()
+    async with database.transaction(tenant) as tx:
+        await tx.execute(
+            "INSERT INTO outbox (tenant_id, event_id, subject, headers, body, due_at) "
+            "VALUES ($1, $2, $3, $4, $5, now() + interval '5 s' - $6::interval)",
+            tenant, event_id, subject, {"A": "b"}, b"body", timedelta(seconds=age_s),
+        )  # fmt: skip
+    return event_id
+
+
+async def test_the_relay_publishes_what_is_older_than_five_seconds(
+    stack: Stack, database: Database, role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str
+) -> None:
+    subject = grammar.event(tenant, "rag", "indexed")
+    for _ in range(205):
+        await add_event(database, tenant, subject, age_s=60)
+    young = await add_event(database, tenant, subject, age_s=0)
+    await Keeper(stack.database_keeper_url, connection).relay(role)
+    assert await ids(database, tenant, "SELECT event_id FROM outbox") == {str(young)}
+    assert await stored(connection, "EVENTS", subject) == 205
+
+
+async def test_a_row_that_the_broker_refuses_waits_longer_and_holds_up_no_other(
+    stack: Stack, database: Database, role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str
+) -> None:
+    subject = grammar.event(tenant, "rag", "indexed")
+    nowhere = await add_event(database, tenant, f"nowhere.{tenant}", age_s=120)
+    await add_event(database, tenant, subject, age_s=60)
+    keeper = Keeper(stack.database_keeper_url, connection)
+    await keeper.relay(role)
+    assert await ids(database, tenant, "SELECT event_id FROM outbox WHERE attempts = 1 AND due_at > now()") == {
+        str(nowhere)
+    }
+    assert await stored(connection, "EVENTS", subject) == 1
+
+
+async def test_rows_are_forgotten_eight_days_after_their_end(
+    stack: Stack, database: Database, role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str
+) -> None:
+    async with database.transaction(tenant) as tx:
+        for name, created, ended in (("old", 9, 9), ("long", 9, 1), ("new", 1, 1), ("open", 9, None)):
+            made = timedelta(days=created)
+            done = None if ended is None else timedelta(days=ended)
+            await tx.execute(
+                "INSERT INTO inbox (tenant_id, operation, key, digest, owner, lease_until, created_at, done_at) "
+                "VALUES ($1, 'rag.ingest', $2, '', '', now(), now() - $3::interval, now() - $4::interval)",
+                tenant, name, made, done,
+            )  # fmt: skip
+            await tx.execute(
+                "INSERT INTO jobs (tenant_id, job_id, component, operation, status, created_at, finished_at) "
+                "VALUES ($1, $2, 'rag', 'ingest', CASE WHEN $4::interval IS NULL THEN 'running' ELSE 'failed' END, "
+                "now() - $3::interval, now() - $4::interval)",
+                tenant, name, made, done,
+            )  # fmt: skip
+            await tx.execute(
+                "INSERT INTO steps (tenant_id, job_id, name, result, created_at) "
+                "VALUES ($1, $2, 'embed', '', now() - $3::interval)",
+                tenant, name, made,
+            )  # fmt: skip
+    await Keeper(stack.database_keeper_url, connection).forget(role)
+    assert await ids(database, tenant, "SELECT key FROM inbox") == {"long", "new", "open"}
+    assert await ids(database, tenant, "SELECT job_id FROM jobs") == {"long", "new", "open"}
+    assert await ids(database, tenant, "SELECT job_id FROM steps") == {"new", "open"}
+
+
+async def test_only_finished_jobs_are_purged(
+    role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    js = connection.jetstream()
+    for component in ("alpha", "beta", "idle"):
+        config = ConsumerConfig(
+            durable_name=component, filter_subject=grammar.jobs_of(component), ack_policy=AckPolicy.EXPLICIT
+        )
+        await js.add_consumer("JOBS", config)
+    for n in range(6):
+        for component in ("alpha", "beta", "ghost"):
+            await js.publish(grammar.job(tenant, component, "work", f"j{n}"), b"{}")
+    for component, finished in (("alpha", 6), ("beta", 2)):
+        pull = await js.pull_subscribe_bind(consumer=component, stream="JOBS")
+        for msg in await pull.fetch(finished):
+            await msg.ack_sync()
+    kept = [f"job.{tenant}.{component}.>" for component in ("alpha", "beta", "ghost")]
+    await Sweep(connection).purge(role)
+    assert [await stored(connection, "JOBS", subject) for subject in kept] == [6, 6, 6]  # none is 7 days old
+    monkeypatch.setattr(sweep, "JOB_AGE", timedelta(0))
+    await Sweep(connection).purge(role)
+    assert [await stored(connection, "JOBS", subject) for subject in kept] == [0, 4, 6]
+
+
+async def test_dead_letters_go_after_their_time(
+    role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = grammar.dead_letter(tenant, "rag", "ingest", "j1", 0)
+    await connection.jetstream().publish(subject, b"{}")
+    await Sweep(connection).purge(role)
+    assert await stored(connection, "DLQ", subject) == 1
+    monkeypatch.setattr(sweep, "DEAD_LETTER_AGE", timedelta(0))
+    await Sweep(connection).purge(role)
+    assert await stored(connection, "DLQ", subject) == 0
+
+
+def test_without_consumers_nothing_is_finished() -> None:
+    assert finished_below(100, []) == {}
+
+
+async def test_running_jobs_are_published_again_when_their_stream_was_made_anew(
+    settings: Settings,
+    database: Database,
+    role: asyncpg.Connection[asyncpg.Record],
+    connection: Connection,
+    tenant: str,
+) -> None:
+    async with database.transaction(tenant) as tx:
+        for job_id, status in (("j1", "running"), ("j2", "running"), ("j3", "succeeded")):
+            await tx.execute(
+                "INSERT INTO jobs (tenant_id, job_id, component, operation, status, headers, body, started_at) "
+                "VALUES ($1, $2, 'rag', 'ingest', $3, $4, $5, now() - interval '1 h')",
+                tenant, job_id, status, HEADERS, b"{}",
+            )  # fmt: skip
+    js = connection.jetstream()
+    await js.delete_stream("JOBS")
+    await streams.ensure(connection, settings)
+    keeper = Sweep(connection)
+    await keeper.republish(role)
+    await keeper.republish(role)
+    await Sweep(connection).republish(role)  # another process leads now: nothing is published twice
+    counts = [await stored(connection, "JOBS", grammar.job(tenant, "rag", "ingest", f"j{n}")) for n in (1, 2, 3)]
+    assert counts == [1, 1, 0]
+    message = await js.get_last_msg("JOBS", grammar.job(tenant, "rag", "ingest", "j1"))
+    assert message.data == b"{}"
+    assert (message.headers or {}).get("Content-Type") == "application/json"
+    assert "Nats-Msg-Id" not in (message.headers or {})
+
+
+async def test_one_of_two_keepers_works_and_the_other_takes_over(
+    stack: Stack, database: Database, connection: Connection, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.keeper.STAND_BY_S", 0.1)
+    monkeypatch.setattr("store.keeper.ADVISORY_LOCK", ADVISORY_LOCK + uuid.uuid4().int % 2**20 + 1)
+    keepers = [asyncio.create_task(Keeper(stack.database_keeper_url, connection).run()) for _ in range(2)]
+    try:
+        for _ in range(2):
+            await add_event(database, tenant, grammar.event(tenant, "rag", "indexed"), age_s=60)
+            for _ in range(LOOKS):
+                if not await ids(database, tenant, "SELECT event_id FROM outbox"):
+                    break
+                await asyncio.sleep(LOOK_EVERY_S)
+            assert await ids(database, tenant, "SELECT event_id FROM outbox") == set()
+            keepers[0].cancel()
+            await asyncio.wait({keepers[0]})
+    finally:
+        for task in keepers:
+            task.cancel()
+        await asyncio.wait(keepers)
