@@ -6,13 +6,14 @@ import asyncio
 import random
 import re
 import ssl
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import ParseResult
 
 from nats import errors
-from nats.aio.client import Client, Server
+from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, Client, Server, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import (
     DEFAULT_SUB_PENDING_BYTES_LIMIT,
@@ -82,7 +83,6 @@ class Connection(Client):
     def __init__(self, on_closed: Callable[[], None] | None = None) -> None:
         super().__init__()
         self._ps = _Parser(self)
-        self._transport = _Transport()  # type: ignore[no-untyped-call]
         self._listeners: dict[int, Listener] = {}
         self._on_closed = on_closed
         self._closing = False
@@ -221,6 +221,12 @@ class Connection(Client):
     async def _process_headers(self, headers_: bytes | None) -> dict[str, str] | None:
         return headers.parse(headers_) if headers_ else None
 
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        """In line behind what waits to be sent: nats-py's overtakes it, and a flush then promises what is not so."""
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
+
     async def _process_pong(self) -> None:
         self._pings_outstanding = 0
         self._pongs_received += 1
@@ -248,11 +254,21 @@ class Connection(Client):
         if found:
             self.requests.refuse(found[1])
 
+    async def _connect_to_server(self, s: Srv) -> None:
+        if s.uri.scheme in ("ws", "wss"):
+            await super()._connect_to_server(s)
+            return
+        s.last_attempt = time.monotonic()
+        if not isinstance(self._transport, _Transport):
+            self._transport = _Transport()  # type: ignore[no-untyped-call]
+        await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, CONNECT_TIMEOUT_S)
+
     async def _process_connect_init(self) -> None:
         current = asyncio.current_task()
         for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
             if task is not None and task is not current:
                 task.cancel()  # of a link that got half-way: two readers on one stream end each other
+        self._pending = [command for command in self._pending if command != PING_PROTO]  # nobody waits for their PONGs
         await super()._process_connect_init()
         self.heard_at = asyncio.get_running_loop().time()
 
