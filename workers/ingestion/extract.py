@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
 import zipfile
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -26,7 +29,12 @@ _controls = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
 _charset = re.compile(
     rb"""(?:<meta[^>]{0,200}charset|<\?xml[^>]{0,200}encoding)\s*=\s*["']?([A-Za-z0-9._:-]{1,40})""", re.IGNORECASE
 )
-_link = re.compile(r"!?\[([^\[\]\n]*)\]\(([^()\s]*)\)")
+# kreuzberg writes these as Markdown, which would stand in every quote; without the tags their text stays.
+_inline = re.compile(
+    rb"</?(?:a|abbr|b|cite|code|del|em|font|i|img|ins|kbd|mark|s|samp|small|span|strong|tt|u|var)(?:\s[^<>]{0,2000})?/?>",
+    re.IGNORECASE,
+)
+_permalink = re.compile("\N{PILCROW SIGN}$", re.MULTILINE)
 
 
 class Extracted(TypedDict):
@@ -49,6 +57,8 @@ def extract(path: str, text_path: str, name: str) -> Extracted:
     found = identify(source, name)
     if found in (sniff.TEXT, sniff.MARKDOWN):
         pages, title = _plain(source.read_bytes()), ""
+    elif found in (sniff.CSV, sniff.TSV):
+        pages, title = [_table(source.read_bytes(), "\t" if found == sniff.TSV else ",")], ""
     else:
         pages, title = _parsed(source, found)
     pages = [clean(page) for page in pages]
@@ -91,7 +101,7 @@ def check_supported(found: str) -> None:
     kind = found.split("/", 1)[0]
     if kind in ("image", "audio", "video"):
         raise Fault(Code.INVALID, f"{kind} files ({found}) are not in this version; upload their text")
-    raise Fault(Code.INVALID, f"files of type {found} cannot be indexed; see the component's README for the types")
+    raise Fault(Code.INVALID, f"files of type {found} cannot be indexed; PDF, office, HTML, mail and text files can")
 
 
 def _zipped(source: Path) -> str:
@@ -118,6 +128,28 @@ def _plain(data: bytes) -> list[str]:
     return text.split(PAGE_BREAK)
 
 
+def _table(data: bytes, delimiter: str) -> str:
+    """A line for each row that says its column names: a chunk of a table must make sense alone."""
+    text = "\n".join(_plain(data))
+    if delimiter == "," and text.count(";", 0, sniff.HEAD_BYTES) > text.count(",", 0, sniff.HEAD_BYTES):
+        delimiter = ";"
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        header = next(rows, [])
+        lines, size = [" | ".join(header)], 0
+        for row in rows:
+            cells = [
+                f"{name}: {cell}" if name else cell for name, cell in zip_longest(header, row, fillvalue="") if cell
+            ]
+            lines.append(" | ".join(cells))
+            size += len(lines[-1])
+            if size > MAX_TEXT_BYTES:
+                break  # refused by its size
+    except csv.Error as error:
+        raise Fault(Code.INVALID, f"the file is broken: its table cannot be read ({error})") from error
+    return "\n".join(lines)
+
+
 def _parsed(source: Path, found: str) -> tuple[list[str], str]:
     """The pages (one, when the format has none) and the title of a document."""
     # Only here, in the pool's process: it is large, and what it parses is hostile.
@@ -130,7 +162,9 @@ def _parsed(source: Path, found: str) -> tuple[list[str], str]:
         concurrency=ConcurrencyConfig(max_threads=1),
     )
     try:
-        if found in (sniff.HTML, sniff.XML, sniff.CSV, sniff.TSV, sniff.JSON):
+        if found == sniff.HTML:
+            result = extract_bytes_sync(_inline.sub(b"", _utf8(source.read_bytes())), found, config)
+        elif found in (sniff.XML, sniff.JSON):
             result = extract_bytes_sync(_utf8(source.read_bytes()), found, config)
         else:
             result = extract_file_sync(source, found, config)
@@ -171,8 +205,9 @@ def _pages(result: ExtractionResult, found: str) -> list[str]:
         # The pages' own text: result.content repeats a page's tables below it.
         by_number = {page["page_number"]: page["content"].replace(PAGE_BREAK, "\n") for page in result.pages or []}
         return [by_number.get(number, "") for number in range(1, max(by_number, default=0) + 1)]
-    content = _unlinked(result) if found == sniff.HTML else result.content
-    content = content.replace(PAGE_BREAK, "\n")
+    content = result.content.replace(PAGE_BREAK, "\n")
+    if found == sniff.HTML:
+        content = _permalink.sub("", content)
     if found in (sniff.DOCX, sniff.PPTX):
         return _bounded(content, result)
     return [content]
@@ -188,20 +223,6 @@ def _bounded(content: str, result: ExtractionResult) -> list[str]:
         return [content]
     ends = [*starts[1:], len(data)]
     return [data[start:end].decode("utf-8", "ignore").strip("\n") for start, end in zip(starts, ends, strict=True)]
-
-
-def _unlinked(result: ExtractionResult) -> str:
-    """HTML comes with links and images as Markdown: keep a link's text, drop the address and the image."""
-    metadata = result.metadata
-    links = metadata.get("links") or []
-    known = {link["href"] for link in links if isinstance(link, dict)}
-
-    def text_of(match: re.Match[str]) -> str:
-        if match[0].startswith("!"):
-            return ""
-        return match[1] if match[2] in known else match[0]
-
-    return _link.sub(text_of, result.content)
 
 
 def clean(text: str) -> str:

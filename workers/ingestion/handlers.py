@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
 
 from store.objects import Objects
 from subjects import jobs, rag
@@ -206,9 +205,8 @@ async def _record_of(ctx: Context[Deps], file_id: str) -> Record:
 
 async def _head(objects: Objects, tenant: str, file_id: str) -> bytes:
     head = b""
-    async with aclosing(objects.open(tenant, file_id, timeout_s=HEAD_TIMEOUT_S)) as chunks:
-        async for chunk in chunks:
-            head += chunk
-            if len(head) >= sniff.HEAD_BYTES:
-                break
+    async for chunk in objects.open(tenant, file_id, timeout_s=HEAD_TIMEOUT_S):
+        head += chunk
+        if len(head) >= sniff.HEAD_BYTES:
+            break
     return head

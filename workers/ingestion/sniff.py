@@ -66,7 +66,7 @@ _json_start = re.compile(r'[\[{]\s*(?:["\[{\]}]|-?\d|true|false|null)')
 _markdown = re.compile(r"^(?:#{1,6} \S|```|\* \S|- \S|\d+\. \S|\|.*\|$|\[[^\]]+\]\()", re.MULTILINE)
 _heading = re.compile(r"^#{1,6} \S", re.MULTILINE)
 BY_NAME = {".md": MARKDOWN, ".markdown": MARKDOWN, ".csv": CSV, ".tsv": TSV, ".txt": TEXT}
-MAX_CONTROL_SHARE = 0.02
+MAX_CONTROL_SHARE, FEW_CONTROLS = 0.02, 2  # more control characters than that, and it is no text
 
 
 def sniff(head: bytes, name: str = "", *, whole: bool = False) -> str:
@@ -130,7 +130,7 @@ def read_text(data: bytes, *, whole: bool = True) -> str | None:
     controls = sum(
         1 for char in text if (char < " " and char not in "\t\n\r\f") or "\x7f" <= char <= "\x9f" or char == "\ufffd"
     )
-    return None if controls > MAX_CONTROL_SHARE * len(text) else text
+    return None if controls > max(FEW_CONTROLS, MAX_CONTROL_SHARE * len(text)) else text
 
 
 def _zipped_head(head: bytes) -> str:
