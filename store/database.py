@@ -26,6 +26,7 @@ CONNECT_TIMEOUT_S = 5.0
 ACQUIRE_TIMEOUT_S = 5.0
 COMMIT_TIMEOUT_S = 10.0
 ROLLBACK_TIMEOUT_S = 2.0
+RELEASE_TIMEOUT_S = 2.0
 PING_TIMEOUT_S = 2.0
 CLOSE_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 20.0  # longer than statement_timeout: the server's answer is the better one
@@ -262,7 +263,7 @@ class Database:
         """A transaction of no tenant: the keeper's role sees its four tables, any other role sees no row."""
         return TransactionScope(self._pool, "", "BEGIN")
 
-    async def alone(self, sql: str, *args: object) -> Record | None:
+    async def alone(self, sql: str, *args: object, timeout_s: float = COMMAND_TIMEOUT_S) -> Record | None:
         """The first row of one statement that is a transaction by itself: one round trip instead of three.
 
         For the store's own SQL functions that begin with act_for(tenant); any other statement finds no row, as it has
@@ -270,7 +271,7 @@ class Database:
         """
         connection, broken = await _acquire(self._pool), False
         try:
-            return await connection.fetchrow(sql, *args)
+            return await connection.fetchrow(sql, *args, timeout=timeout_s)
         except FAILURES as error:
             broken = is_lost(error)
             if broken:
@@ -281,12 +282,9 @@ class Database:
 
     async def ping(self) -> None:
         """Raise Fault(UNAVAILABLE | TIMEOUT) unless the database answers and has pgvector."""
-        try:
-            async with asyncio.timeout(PING_TIMEOUT_S):
-                async with self._pool.acquire() as connection:
-                    found = await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
-        except FAILURES as error:
-            raise to_fault(error) or error from error
+        found = await self.alone(
+            "SELECT extversion FROM pg_extension WHERE extname = 'vector'", timeout_s=PING_TIMEOUT_S
+        )
         if found is None:
             raise unavailable("the database has no pgvector extension; run store/bootstrap.sql as its superuser")
 
@@ -312,7 +310,7 @@ async def _release(pool: _Pool, connection: _Connection, *, broken: bool) -> Non
         with suppress(asyncpg.InterfaceError):  # asyncpg took a dead connection back by itself
             connection.terminate()
     with suppress(*FAILURES):
-        await pool.release(connection)
+        await pool.release(connection, timeout=RELEASE_TIMEOUT_S)  # a cancelled query must end first; then it is cut
 
 
 async def _keep(connection: object) -> None:

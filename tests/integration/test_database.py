@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -249,6 +251,35 @@ async def test_a_cancelled_commit_is_finished_first(database: Database, tenant: 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await count(database, tenant) == 1
+
+
+async def test_a_frozen_database_fails_in_time_and_serves_again(
+    stack: Stack, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.database.COMMAND_TIMEOUT_S", 0.5)
+    database = await Database.open(stack.database_url, min_size=4, max_size=4, name="frozen")
+
+    async def ask() -> None:
+        async with database.transaction(tenant) as tx:
+            await tx.fetchval("SELECT 1")
+
+    try:
+        stack.postgres.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        attempts = [ask(), ask(), database.ping(), database.alone("SELECT 1", timeout_s=0.5)]
+        found = await asyncio.gather(*attempts, return_exceptions=True)
+        took = time.monotonic() - began
+        cancelled = asyncio.create_task(ask())
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        await asyncio.wait({cancelled}, timeout=5)
+        assert cancelled.done()
+    finally:
+        stack.postgres.signal(signal.SIGCONT)
+    assert all(isinstance(error, Fault) and error.code in (Code.TIMEOUT, Code.UNAVAILABLE) for error in found), found
+    assert took < 5
+    await asyncio.gather(*(ask() for _ in range(8)))
+    await database.close()
 
 
 async def test_ping_tells_whether_the_database_serves(database: Database) -> None:
