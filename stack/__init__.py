@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Final
 
 from stack import local, nats, postgres, territory, valkey
+from stack.leftovers import reap
 from stack.postgres import Postgres
-from stack.process import Report, Server, StackError, reap, start_all
+from stack.process import Report, Server, StackError, start_all
 
 PARTS: Final = frozenset({"nats", "postgres", "valkey", "models"})
 

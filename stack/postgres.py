@@ -25,6 +25,7 @@ ROLES = ("faas_owner", "faas_app", "faas_keeper")
 INITDB_LIMIT_S = 120.0
 CONNECT_LIMIT_S = 5.0
 NOBODY = 65534
+SOCKETS, SOCKET_PREFIX = Path("/tmp"), "faas-s-"
 OPTIONS = {
     "max_connections": "200",
     "shared_buffers": "128MB",
@@ -59,7 +60,7 @@ async def start(home: Path, *, bootstrap: str, port: int | None = PORT, report: 
         (report or (lambda _: None))("making a new database")
         await _initdb(home, place)
     chosen = ports.choose(port)
-    sockets = Path(tempfile.mkdtemp(prefix="faas-", dir="/tmp"))
+    sockets = _socket_folder(home)
     place.give(sockets)
     argv = [place.binary("postgres"), "-D", str(place.data), "-k", str(sockets), "-p", str(chosen)]
     for name, value in {"listen_addresses": ports.LOOPBACK, **OPTIONS}.items():
@@ -88,6 +89,19 @@ async def start(home: Path, *, bootstrap: str, port: int | None = PORT, report: 
         await started.stop()
         raise
     return started
+
+
+def _socket_folder(home: Path) -> Path:
+    """A new private one, with a short path; the one that a killed run left behind is removed."""
+    note = home / "run" / "sockets"
+    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(OSError):
+        left = Path(note.read_text().strip())
+        if left.parent == SOCKETS and left.name.startswith(SOCKET_PREFIX):
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir=SOCKETS))
+    note.write_text(f"{made}\n")
+    return made
 
 
 async def _initdb(home: Path, place: Territory) -> None:

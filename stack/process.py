@@ -1,10 +1,10 @@
-"""A child process that is started, watched, restarted when it dies, and stopped; and the reaping of a killed run."""
+"""A child process that is started, watched, restarted when it dies, and stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from stack import launch
+from stack.leftovers import family, remember
 
 Report = Callable[[str], None]
 
@@ -26,8 +27,8 @@ RESTART_DELAYS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CALM_S = 30.0
 """A process that lived this long and then died starts again at the first delay."""
 LOG_MAX_BYTES = 50 * 1024 * 1024
+LOG_CHECK_S = 30.0
 LOG_TAIL_BYTES = 2000
-REAP_LIMIT_S = 8.0
 
 
 class StackError(Exception):
@@ -143,7 +144,7 @@ class Server:
         """Send a signal to every process of its group and below: SIGKILL, SIGSTOP, SIGCONT..."""
         if number == signal.SIGKILL:
             self._serving.clear()
-        for process in _family(self.pid):
+        for process in family(self.pid):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
@@ -163,7 +164,7 @@ class Server:
         self._pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _bound_log(self._log)
         self._process = await spawn(self.program, self._log)
-        _write_pid(self._pid_file, self._process.pid)
+        remember(self._pid_file, self._process.pid)
         try:
             await self._wait_ready(self._process)
         except BaseException:
@@ -185,7 +186,7 @@ class Server:
         while True:
             started = time.monotonic()
             if self._process is not None:
-                status = await self._process.wait()
+                status = await self._ended(self._process)
                 self._report(f"{self.name} ended with status {status}; starting it again")
             self._serving.clear()
             in_a_row = 1 if time.monotonic() - started > CALM_S else in_a_row + 1
@@ -196,6 +197,13 @@ class Server:
             except (StackError, OSError) as error:
                 self._report(str(error))
 
+    async def _ended(self, process: asyncio.subprocess.Process) -> int:
+        """Its exit status, once it has one; meanwhile its log is kept within bounds."""
+        while True:
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), LOG_CHECK_S)
+            await asyncio.to_thread(_bound_log, self._log)
+
     def _tail(self) -> str:
         with suppress(OSError):
             return f"{self._log}: ...{self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors='replace').strip()}"
@@ -204,7 +212,7 @@ class Server:
 
 async def _end(process: asyncio.subprocess.Process, program: Program) -> None:
     """Ask it to stop, wait, then kill everything in its group and below."""
-    family = _family(process.pid)
+    members = family(process.pid)
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.send_signal(program.stop_signal)
@@ -212,11 +220,11 @@ async def _end(process: asyncio.subprocess.Process, program: Program) -> None:
         try:
             await asyncio.wait_for(process.wait(), program.stop_grace_s)
         except TimeoutError:
-            for member in _family(process.pid):
+            for member in family(process.pid):
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
             await process.wait()
-    for member in family:
+    for member in members:
         with suppress(psutil.NoSuchProcess):
             if member.is_running() and member.pid != process.pid:
                 member.kill()
@@ -227,39 +235,9 @@ def _bare_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ} | {"LC_ALL": "C"}
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    """The process and everything below it. A group is not enough: Postgres' children have sessions of their own."""
-    with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
-    return []
-
-
 def _bound_log(log: Path) -> None:
-    """Keep one predecessor of a log that has grown too large."""
+    """Keep one predecessor of a log that has grown too large; its writer appends, so it may be cut under its hands."""
     with suppress(FileNotFoundError):
         if log.stat().st_size > LOG_MAX_BYTES:
-            log.replace(log.with_suffix(".log.1"))
-
-
-def _write_pid(path: Path, pid: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        path.write_text(json.dumps({"pid": pid, "created": psutil.Process(pid).create_time()}))
-
-
-def reap(run: Path) -> list[str]:
-    """Kill what an earlier run left behind: each pid file whose process still is the one that was written down."""
-    reaped = []
-    for path in sorted(run.glob("*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
-            noted = json.loads(path.read_text())
-            process = psutil.Process(int(noted["pid"]))
-            if abs(process.create_time() - float(noted["created"])) < 1.0:
-                family = _family(process.pid)
-                for member in family:
-                    with suppress(psutil.NoSuchProcess):
-                        member.kill()
-                psutil.wait_procs(family, timeout=REAP_LIMIT_S)
-                reaped.append(path.stem)
-        path.unlink(missing_ok=True)
-    return reaped
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
