@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any, TypeVar
 
 from purgatory import AsyncCircuitBreakerFactory
@@ -65,6 +66,12 @@ class Script:
     def __post_init__(self) -> None:
         # The digest names the script in the protocol; nothing is protected by it.
         object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+    @classmethod
+    def load(cls, package: str, *filenames: str) -> Script:
+        """The files of a package, one after the other: functions that several scripts use stand in the first."""
+        folder = resources.files(package)
+        return cls("\n".join((folder / name).read_text() for name in filenames))
 
 
 @dataclass(eq=False)

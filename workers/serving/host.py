@@ -106,7 +106,7 @@ async def open_host(settings: Settings, needs: frozenset[Need], connection: Conn
             valkey = await Valkey.open(settings.redis_url)
             stack.push_async_callback(valkey.close)
         if "objects" in needs:
-            objects = await Objects.open(connection)
+            objects = Objects(connection)
         if "pool" in needs:
             pool = Pool()
             stack.push_async_callback(pool.close)
