@@ -1,0 +1,121 @@
+"""The ASGI application: find the route, check the token, answer whatever goes wrong as a problem document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bridge import openapi as openapi_document
+from bridge.auth import Door
+from bridge.context import Bridge
+from bridge.exchange import Exchange, Gone, Receive, Scope, Send, SlowBody
+from bridge.probes import Document, HttpCounts, Probe, as_json, checks
+from bridge.routes import Route, Table, operations
+from runtime import telemetry
+from runtime.client import Client
+from runtime.connection import Connection
+from runtime.probes import Probes
+from runtime.settings import Settings
+from store.objects import Objects
+from subjects import registry
+from subjects.contract import Code, Fault
+
+PROBE_PATHS = ("/healthz", "/health", "/readyz", "/metrics")
+CLIENT_GONE = 499  # for the log and the counts: nobody is there to read it
+NO_ROUTE = "(no route)"
+
+_log = telemetry.get_logger(__name__)
+
+DOCS = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Motadata FaaS</title>
+<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css"></head><body>
+<div id="ui"></div><script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui"})</script></body></html>"""
+
+
+def openapi(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of this platform."""
+    return openapi_document.document(settings)
+
+
+class Application:
+    """One process's HTTP face."""
+
+    def __init__(self, bridge: Bridge, probes: Probes) -> None:
+        self._door = Door(bridge.settings)
+        self._counts = HttpCounts()
+        probe = Probe(probes, self._counts)
+        contract = Document(as_json(openapi(bridge.settings)), "application/json")
+        open_to_all = [Route("GET", path, probe, public=True) for path in PROBE_PATHS]
+        open_to_all.append(Route("GET", "/openapi.json", contract, public=True))
+        open_to_all.append(Route("GET", "/docs", Document(DOCS, "text/html; charset=utf-8"), public=True))
+        self._table = Table(open_to_all + operations(bridge, registry.load()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"the bridge speaks HTTP, not {scope['type']}")
+        exchange, started = Exchange(scope, receive, send), time.perf_counter()
+        self._counts.open += 1
+        route = NO_ROUTE
+        try:
+            match = self._table.find(exchange.method, exchange.path)
+            if match.route is not None:
+                route, exchange.params = match.route.path, match.params
+            await self._answer(exchange, match.route, match.allowed)
+        except Gone:
+            exchange.status = CLIENT_GONE
+        finally:
+            self._counts.open -= 1
+            method = exchange.method if route != NO_ROUTE else "ANY"
+            self._counts.add(method, route, exchange.status, time.perf_counter() - started)
+
+    async def _answer(self, exchange: Exchange, route: Route | None, allowed: tuple[str, ...]) -> None:
+        try:
+            exchange.check_headers()
+            if route is None or not route.public:
+                # Before anything about the path is said: who has no token learns nothing.
+                exchange.identity = self._door.identify(exchange)
+            if route is None:
+                await _no_route(exchange, allowed)
+                return
+            await route.endpoint(exchange)
+        except Fault as fault:
+            await _fail(exchange, fault)
+        except SlowBody:
+            slow = Fault(Code.TIMEOUT, "the body did not come in time; send it again")
+            await exchange.problem(slow, status=408, headers={"Connection": "close"})
+        except Gone:
+            raise
+        except Exception:
+            _log.exception("unexpected exception", path=exchange.path, request_id=exchange.request_id)
+            await _fail(exchange, Fault(Code.INTERNAL, "internal error"))
+
+
+async def _fail(exchange: Exchange, fault: Fault) -> None:
+    if fault.code in (Code.INTERNAL, Code.UNAVAILABLE):
+        _log.warning("failed", path=exchange.path, code=fault.code.value, detail=fault.detail,
+                     request_id=exchange.request_id, correlation_id=exchange.correlation_id)  # fmt: skip
+    if exchange.started:  # the head is out: a cut stream must look cut
+        raise Gone
+    await exchange.problem(fault)
+
+
+async def _no_route(exchange: Exchange, allowed: tuple[str, ...]) -> None:
+    if allowed:
+        fault = Fault(Code.INVALID, f"{exchange.method} is not allowed here; use {', '.join(allowed)}")
+        await exchange.problem(fault, status=405, headers={"Allow": ", ".join(allowed)})
+        return
+    await exchange.problem(Fault(Code.NOT_FOUND, "there is no such path; see /openapi.json"))
+
+
+@asynccontextmanager
+async def opened(settings: Settings, connection: Connection) -> AsyncIterator[tuple[Application, Bridge, Probes]]:
+    """The application with its open clients. The connection stays the caller's.
+
+    Raises Fault(UNAVAILABLE) without a usable JWT_SECRET.
+    """
+    client = Client(connection, settings, source="bridge")
+    bridge = Bridge(settings, connection, client, Objects(connection))
+    async with checks(settings, connection) as probes:
+        yield Application(bridge, probes), bridge, probes
