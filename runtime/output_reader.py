@@ -22,7 +22,8 @@ Kind = Literal["chunk", "restart", "done", "error"]
 
 MAX_LIVE = 4096
 MAX_LIVE_BYTES = 16 * 1024 * 1024
-LOOK_AGAIN_S = 5.0  # a quiet output is looked up in OUT this often: what was live during a reconnect is lost
+LOOK_FIRST_S = 0.05  # what was published just before we subscribed may reach OUT just after we looked
+LOOK_AGAIN_S = 5.0  # later a quiet output is looked up this often: what was live during a reconnect is lost
 FILL_WITHIN_S = 2.0
 FILL_EVERY_S = 0.05
 IDLE_TIMEOUT_S = 900.0
@@ -114,7 +115,7 @@ class OutputReader:
         item that names the output. Raises Fault(UNAVAILABLE, TIMEOUT) when OUT has to be asked and does not answer."""
         loop = asyncio.get_running_loop()
         await self.start()
-        last_at, look = loop.time(), False
+        last_at, look, pause_s = loop.time(), False, LOOK_FIRST_S
         while True:
             async for item in self.take(look=look):
                 yield item
@@ -125,7 +126,9 @@ class OutputReader:
             if idle_s <= 0:
                 yield self._error(Code.TIMEOUT, f"nothing came for {idle_timeout_s:g} s on {self._output_id}")
                 return
-            look = not await self.ready(min(LOOK_AGAIN_S, idle_s))
+            look = not await self.ready(min(pause_s, idle_s))
+            if look:
+                pause_s = min(4 * pause_s, LOOK_AGAIN_S)
 
     def _on_live(self, _subject: bytes, _reply: bytes, data: bytes, block: bytes | None) -> None:
         item = _item(headers.parse(block or b""), data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -56,7 +57,7 @@ async def serve(link: Connection, subject: str, answer: Answer) -> list[Heard]:
     heard: list[Heard] = []
 
     def received(subject_: bytes, reply: bytes, data: bytes, block: bytes | None) -> None:
-        given = headers.parse(block or b"")
+        given = headers.parse(block) if block else {}
         heard.append((subject_.decode(), given, data))
         made = answer(given, data)
         if made is not None:
@@ -277,7 +278,7 @@ async def test_two_tenants_with_the_same_key_are_two_jobs(client: Client, identi
     one = await client.submit(rag.INGEST, message, identity=identity, key="k")
     two = await client.submit(rag.INGEST, message, identity=other, key="k")
     assert one.job_id != two.job_id
-    assert not (one.duplicate or two.duplicate)
+    assert [one.duplicate, two.duplicate] == [False, False]
 
 
 async def test_without_a_key_every_submit_is_a_job(client: Client, identity: Identity) -> None:
@@ -325,21 +326,21 @@ async def test_a_full_stream_is_exhausted_and_takes_nothing(identity: Identity) 
         assert raised.value.code is Code.UNAVAILABLE  # no stream at all
         small = next(each for each in streams.STREAMS if each.name == "JOBS")
         await link.jetstream().add_stream(StreamConfig(**{**vars(small), "max_bytes": 64 * 1024}))
-        accepted = 0
-        with pytest.raises(Fault) as raised:
-            while True:
+        accepted, refused = 0, None
+        while refused is None:
+            try:
                 await client.submit(rag.INGEST, rag.Ingest(text="t" * 10_000), identity=identity)
                 accepted += 1
-        assert raised.value.code is Code.EXHAUSTED
-        assert await stored(link, "job.>") == accepted
+            except Fault as fault:
+                refused = fault
+        assert refused.code is Code.EXHAUSTED
+        assert await stored(link, "job.>") == accepted > 0
         await link.close()
 
 
 async def test_a_frozen_broker_gives_a_timeout_and_the_job_is_accepted_once(
     monkeypatch: pytest.MonkeyPatch, identity: Identity
 ) -> None:
-    import signal
-
     monkeypatch.setattr(jobs, "ACK_TIMEOUT_S", 0.3)
     async with own_broker() as broker:
         link = await connect(settings_of(broker.url), name="tests")
@@ -394,5 +395,5 @@ async def test_a_garbled_event_is_dropped_and_the_next_one_heard(
 
 async def test_a_contract_without_chunks_cannot_be_streamed(client: Client, identity: Identity) -> None:
     with pytest.raises(Fault) as raised:
-        client.stream(gateway.EMBED, gateway.Embed(inputs=["t"]), identity=identity)
+        client.stream(gateway.EMBED, gateway.Embed(input=["t"]), identity=identity)
     assert raised.value.code is Code.INVALID
