@@ -32,6 +32,7 @@ EventHandler = Callable[[P, Identity], Awaitable[None]]
 MAX_REPEATS = 3
 REPEAT_FROM_S, REPEAT_TO_S = 0.010, 0.080
 MIN_REPEAT_LEFT_S = 0.1
+FULL_HINT_S = 1.0
 INBOX = "_INBOX."
 
 __all__ = ["Client", "Reply", "Stream"]
@@ -264,7 +265,10 @@ def _fault_of(reply: Reply) -> Fault | None:
 
 
 def _undelivered(reply: Reply, fault: Fault) -> bool:
-    return reply.no_responders or fault.code is Code.EXHAUSTED
+    if reply.no_responders:
+        return True
+    # Full slots say 1 s. A longer hint is a handler's own (a provider's rate limit, say): that call was delivered.
+    return fault.code is Code.EXHAUSTED and (fault.retry_after_s or 0.0) <= FULL_HINT_S
 
 
 def _is_inbox(subject: str) -> bool:

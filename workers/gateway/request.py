@@ -14,12 +14,14 @@ PASSED_ON = ("temperature", "top_p", "max_tokens", "stop", "tools", "tool_choice
 def parameters(message: Generate) -> dict[str, Any]:
     """OpenAI's parameters. Raises Fault(INVALID) for what this version cannot send."""
     if message.cache.mode != "off":
-        error = FieldError(path="cache.mode", message="must be off")
-        raise Fault(Code.INVALID, "this version does not cache generations: leave cache.mode off", errors=[error])
+        raise _invalid("cache.mode", "must be off", "this version does not cache generations: leave cache.mode off")
     if message.prompt is not None:
         messages = [{"role": "user", "content": message.prompt}]
     else:
         messages = [_message(each, f"messages.{number}") for number, each in enumerate(message.messages)]
+    for number, tool in enumerate(message.tools):
+        if tool.get("type") != "function":
+            raise _invalid(f"tools.{number}.type", "must be function", "only tools of type function can be sent")
     given = message.model_dump(include=set(PASSED_ON), exclude_none=True)
     return {"messages": messages, **{name: value for name, value in given.items() if value != []}}
 
@@ -47,7 +49,8 @@ def _part(part: TextPart | ImagePart | FilePart, path: str) -> dict[str, Any]:
         return {"type": "text", "text": part.text}
     if isinstance(part, ImagePart) and part.url is not None and part.url.startswith(DATA_URL):
         return {"type": "image_url", "image_url": {"url": part.url}}
-    error = FieldError(path=path, message="only text and images as data: URLs can be sent")
-    raise Fault(
-        Code.INVALID, "this version sends text and images as data: URLs, no files and no addresses", errors=[error]
-    )
+    raise _invalid(path, "must be text or an image as a data: URL", "this version sends no files and no addresses")
+
+
+def _invalid(path: str, message: str, detail: str) -> Fault:
+    return Fault(Code.INVALID, detail, errors=[FieldError(path=path, message=message)])

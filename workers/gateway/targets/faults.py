@@ -5,6 +5,7 @@ from __future__ import annotations
 from subjects.contract import Code, Fault
 
 TIMEOUT_NAMES = frozenset({"Timeout", "APITimeoutError"})
+RATE_LIMIT_HINT_S = 2.0  # at least: the client takes 1 s for "not delivered" and would ask again at once
 MAX_RETRY_AFTER_S = 3600.0
 
 
@@ -43,10 +44,10 @@ def _unwrapped(error: Exception) -> Exception:
     return original if isinstance(original, Exception) else error
 
 
-def _retry_after_s(error: Exception) -> float | None:
+def _retry_after_s(error: Exception) -> float:
     headers = getattr(error, "litellm_response_headers", None) or {}
     try:
         seconds = float(headers.get("retry-after", ""))
-    except ValueError:  # absent, or a date: no hint then
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+    except ValueError:  # absent, or a date
+        return RATE_LIMIT_HINT_S
+    return min(max(seconds, RATE_LIMIT_HINT_S), MAX_RETRY_AFTER_S)

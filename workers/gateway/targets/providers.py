@@ -71,6 +71,7 @@ class Providers:
                 stream=True,
                 stream_options={"include_usage": True},
                 timeout=timeout_s,
+                _skip_mcp_handler=True,  # with tools it would import litellm.proxy, and call servers that they name
             )
             async for chunk in opened:
                 piece = _piece(chunk)
