@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from runtime.crash import crash_point
 from store import sql
 from store.database import Database, Transaction
 from subjects.contract import Fault
@@ -103,6 +104,7 @@ class Outbox:
     async def _publish(self, batch: Sequence[tuple[str, OutboxRow]]) -> None:
         """Publish a batch and remove what the broker has; the relay repeats the others."""
         sent = await publish_all(self._publisher, [row for _, row in batch])
+        crash_point("after_publish")
         published = defaultdict(list)
         for (tenant, row), fault in zip(batch, sent, strict=True):
             if fault is None:

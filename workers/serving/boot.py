@@ -23,6 +23,8 @@ from workers.serving.host import Host, open_host
 from workers.serving.perform import Performer
 from workers.serving.route import Need, Worker
 
+FLUSH_TIMEOUT_S = 5
+
 log = structlog.get_logger("workers.serving")
 
 
@@ -75,6 +77,7 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
             stack.push_async_callback(_close, server)
         for dispatcher in dispatchers:
             await dispatcher.start()
+        await connection.flush(FLUSH_TIMEOUT_S)  # now the broker knows every subscription
         probes.started()
         try:
             yield host

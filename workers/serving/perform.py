@@ -33,7 +33,7 @@ from workers.serving.settle import MAX_FAULTS, retry_delay_s
 
 log = structlog.get_logger("workers.serving")
 
-LEASE_S = 10.0  # a claim whose process died is free after it; renewed every third of it
+
 MAX_STORED_REPLY_BYTES = 64 * 1024
 POLL_FIRST_S, POLL_MOST_S = 0.02, 0.5  # a duplicate looks at the row of the first, holding no connection
 UNKNOWN_COMMIT_DELAY_S = 1.0
@@ -50,6 +50,8 @@ class Performer:
     def __init__(self, host: Host, keys: Inbox | ValkeyInbox | None) -> None:
         self._host = host
         self._keys = keys  # where requests claim; jobs and events always claim in the database
+        # A claim whose process died is free when the broker delivers its message again; renewed every third of it.
+        self._lease_s = host.settings.job_ack_wait_s
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -204,7 +206,9 @@ class Performer:
         owner, wait_s = f"{self._host.owner}-{uuid.uuid4().hex[:12]}", POLL_FIRST_S
         while True:
             try:
-                claim = await keys.claim(ctx.tenant, name, str(ctx.key), digest=digest, lease_s=LEASE_S, owner=owner)
+                claim = await keys.claim(
+                    ctx.tenant, name, str(ctx.key), digest=digest, lease_s=self._lease_s, owner=owner
+                )
                 if isinstance(claim, Claimed | Done):
                     return claim
             except Fault as fault:
@@ -225,9 +229,9 @@ class Performer:
 
         async def renew() -> None:
             while True:
-                await asyncio.sleep(LEASE_S / 3)
+                await asyncio.sleep(self._lease_s / 3)
                 try:
-                    if not await keys.renew(ctx.tenant, name, str(ctx.key), owner, lease_s=LEASE_S):
+                    if not await keys.renew(ctx.tenant, name, str(ctx.key), owner, lease_s=self._lease_s):
                         ctx.stop.cancel("lost")
                     elif ctx.job_id is not None and await self._host.books.jobs.cancel_requested(
                         ctx.tenant, ctx.job_id

@@ -1,0 +1,1 @@
+"""What must survive: processes killed at named points, at random, and by their own messages."""
