@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -82,20 +83,27 @@ async def _nats_checks(settings: Settings) -> list[Check]:
             checks.append(await _check("nats", lambda: _server(connection)))
             names = [str(config.name) for config in streams.STREAMS] + [streams.FILES_STREAM]
             checks += [await _check(f"stream {name}", _stream(connection, name)) for name in names]
-            for stream, consumer in _consumers():
-                checks.append(await _check(f"consumer {consumer}", _consumer(connection, stream, consumer)))
+            for stream, consumer in await _consumers(connection):
+                checks.append(await _check(f"consumer {stream}/{consumer}", _consumer(connection, stream, consumer)))
     except Fault as fault:
         checks.append(Check("nats", False, fault.detail, 0.0))
     return checks
 
 
-def _consumers() -> list[tuple[str, str]]:
-    """One of JOBS for each component that has a job operation; those of events depend on what runs."""
+async def _consumers(connection: Connection) -> list[tuple[str, str]]:
+    """Those of JOBS that should be there (one for each component with a job operation), then those that are."""
+    from nats.errors import Error
+
     from runtime import streams
     from subjects import registry
 
     known = registry.load()
-    return [(streams.JOBS, name) for name in known.components if any(call.job for call in known.of(name))]
+    wanted = [(streams.JOBS, name) for name in known.components if any(call.job for call in known.of(name))]
+    found: list[tuple[str, str]] = []
+    for stream in (streams.JOBS, streams.EVENTS):
+        with suppress(Error, TimeoutError):  # reported as a failed check of the stream
+            found += [(stream, info.name) for info in await connection.jetstream().consumers_info(stream)]
+    return list(dict.fromkeys(wanted + found))
 
 
 async def _server(connection: Connection) -> str:
