@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import UTC, datetime
 from pathlib import PurePath
 
 from subjects import jobs, rag
@@ -12,11 +14,13 @@ from workers.ingestion.deps import Deps
 from workers.ingestion.extraction import Extraction, text_id
 from workers.serving import Context, Later
 
-# Looked at, not waited for: jobs.wait would hold a slot of the jobs component for each file on its way.
-FIRST_LOOK_S, MOST_LOOK_S = 0.1, 2.0
+# Looked at, not waited for: jobs.wait would hold a slot of the jobs component for each file on its way. Nor watched for
+# long: a job with a crash behind it runs alone in its process, which may be the one that has to index.
+FIRST_LOOK_S, MOST_LOOK_S = 0.05, 0.5
+WATCH_S = 3.0  # in the first attempt; then the job is handed back and looks once in each delivery
 LOOK_TIMEOUT_S = 5.0
-RESERVE_S = 15.0  # before the deadline the job is handed back, to go on watching in its next delivery
-LATER_S = 1.0
+LATER_LEAST_S, LATER_MOST_S = 1.0, 10.0
+LATER_SHARE = 0.2  # of the time that indexing has taken so far: the end is noticed at most so much later
 
 
 async def submit_index(ctx: Context[Deps], file: File, extraction: Extraction) -> jobs.Submitted:
@@ -35,20 +39,30 @@ async def submit_index(ctx: Context[Deps], file: File, extraction: Extraction) -
 
 
 async def index(ctx: Context[Deps], file: File, extraction: Extraction, job_id: str) -> rag.Ingested:
-    """The result of the index job. Raises Fault(INVALID) when it failed for good, Later when it goes on for long."""
-    pause_s = FIRST_LOOK_S
-    while ctx.remaining_s() > RESERVE_S:
+    """The result of the index job. Raises Fault(INVALID) when it failed for good, Later while it goes on."""
+    pause_s, until = FIRST_LOOK_S, time.monotonic() + (WATCH_S if ctx.attempt == 1 else 0.0)
+    while True:
         job = await _look(ctx, file, extraction, job_id)
         if job is not None and job.status in jobs.FINAL:
             return _result(job)
         if job is not None and job.progress is not None:
-            told = job.progress
-            total = f" of {told.total:g}" if told.total is not None else ""
-            message = f"indexed: {told.done:g}{total} {told.unit}"
-            await ctx.progress(STAGES.index("indexed"), len(STAGES), "stages", message)
+            await ctx.progress(STAGES.index("indexed"), len(STAGES), "stages", _message(job.progress))
+        if time.monotonic() > until:
+            raise Later(_delay_s(job), f"job {job_id} is still indexing")
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.5, MOST_LOOK_S)
-    raise Later(LATER_S, f"job {job_id} is still indexing")
+
+
+def _message(told: jobs.Progress) -> str:
+    total = f" of {told.total:g}" if told.total is not None else ""
+    return f"indexed: {told.done:g}{total} {told.unit}".rstrip()
+
+
+def _delay_s(job: jobs.Job | None) -> float:
+    if job is None or job.created_at is None:
+        return LATER_LEAST_S
+    taken_s = (datetime.now(UTC) - job.created_at).total_seconds()
+    return min(max(taken_s * LATER_SHARE, LATER_LEAST_S), LATER_MOST_S)
 
 
 async def _look(ctx: Context[Deps], file: File, extraction: Extraction, job_id: str) -> jobs.Job | None:
