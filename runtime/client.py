@@ -15,7 +15,8 @@ from nats.aio.subscription import Subscription
 from codec import JSON, MSGPACK, decode, digest, encode
 from codec import headers as h
 from runtime import headers, jobs, telemetry
-from runtime.connection import Connection, as_block
+from runtime.connection import Connection
+from runtime.headers import as_block
 from runtime.identity import Identity, new_id
 from runtime.requests import Reply
 from runtime.settings import Settings
@@ -116,7 +117,7 @@ class Client:
         Deadline and X-Request-ID are the caller's to set. Raises Fault: TIMEOUT, UNAVAILABLE, TOO_LARGE, INVALID.
         """
         grammar.parse(subject)
-        return await self._ask(subject, data, as_block(dict(headers)), timeout_s, give_fault=False)
+        return await self._ask(subject, data, as_block(headers), timeout_s, give_fault=False)
 
     async def _ask(self, subject: str, data: bytes, block: bytes, limit_s: float, give_fault: bool = True) -> Reply:
         requests = self.connection.requests

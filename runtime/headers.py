@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from subjects.contract import Code, Fault
+
 LINE = b"NATS/1.0\r\n"
 CRLF = b"\r\n"
 STATUS, DESCRIPTION = "Status", "Description"  # where nats-py puts the words of the status line
@@ -33,6 +35,16 @@ def lines(headers: Mapping[str, str]) -> bytes:
 def block(headers: Mapping[str, str]) -> bytes:
     """A whole block. Raises ValueError as lines() does."""
     return LINE + lines(headers) + CRLF
+
+
+def as_block(headers: Mapping[str, str] | None) -> bytes:
+    """A whole block, or nothing for no headers. Raises Fault(INVALID) on a name that is not allowed."""
+    if not headers:
+        return b""
+    try:
+        return block(headers)
+    except ValueError as error:
+        raise Fault(Code.INVALID, str(error)) from error
 
 
 def parse(raw: bytes) -> dict[str, str]:
