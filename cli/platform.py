@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +97,8 @@ class Platform:
         if self._wanted_port not in (port, 0):
             self._report(f"port {self._wanted_port} is in use: the bridge listens on {port}")
         self.url = f"http://127.0.0.1:{port}"
-        _write_private(self.home / ENV_FILE, "".join(f"{name}={value}\n" for name, value in self.environ().items()))
+        lines = (f"{name}={shlex.quote(value)}\n" for name, value in self.environ().items())
+        _write_private(self.home / ENV_FILE, "".join(lines))
         self._report("migrating the database, creating streams")
         await setup.prepare(self.settings())
         self._step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -75,22 +76,31 @@ def _greet(platform: Platform) -> None:
     """URL, token and three commands, on standard output: ready to be copied or read by a script."""
     token = tokens.sign(platform.settings(), DEMO_TENANT)
     file = shlex.quote(_shown(platform.home / "env"))
+    faas = _command()
     ask = """'{"question": "What does the document say?"}'"""
     say = [
         f"URL     {platform.url}   (try {platform.url}/docs)",
         f"token   {token}",
-        f"        tenant {DEMO_TENANT}, for {tokens.DEVELOPMENT_HOURS:g} hours; more with `faas token`",
+        f"        tenant {DEMO_TENANT}, for {tokens.DEVELOPMENT_HOURS:g} hours; more with `{faas} token`",
         f"logs    {platform.home / 'logs'}",
         "",
         "three commands to try, in another terminal:",
-        f"  set -a; . {file}; set +a; export TOKEN=$(faas token)",
+        f"  set -a; . {file}; set +a; export TOKEN=$({faas} token)",
         f'  curl -H "Authorization: Bearer $TOKEN" -F file=@README.md {platform.url}/api/v1/ingestion/upload',
-        f"  faas call rag.query {ask} --stream",
+        f"  {faas} call rag.query {ask} --stream",
         "",
         "Ctrl-C ends everything.",
     ]
     print("\n".join(say), flush=True)
     sys.stdout.flush()
+
+
+def _command() -> str:
+    """How to call us from a shell: by name when that finds this installation, else by path."""
+    script = Path(sys.executable).with_name("faas")
+    if not script.exists():
+        return shlex.join([sys.executable, "-m", "cli"])
+    return "faas" if shutil.which("faas") == str(script) else shlex.quote(_shown(script))
 
 
 def _shown(path: Path) -> str:
