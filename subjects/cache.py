@@ -16,7 +16,7 @@ Bytes = bytes  # a field may be named bytes, which would hide the type
 
 MAX_KEYS_A_CALL = 256
 MAX_TAGS = 16
-MAX_VALUE_BYTES = 512 * 1024
+MAX_VALUE_BYTES = 511 * 1024  # encoded; a reply has at most 512 KiB
 
 
 class Entry(Model):
@@ -51,6 +51,7 @@ class Set(Model):
     tags: list[Tag] = Field(default=[], max_length=MAX_TAGS)
     if_absent: bool = Field(False, description="write only when the key is not there")
     if_version: int | None = Field(None, ge=0, description="write only when this is the version; 0 = not there")
+    lock: str | None = Field(None, max_length=128, description="write only while this lock of get_or_lock still holds")
 
     @model_validator(mode="after")
     def _one_value(self) -> Set:
@@ -110,7 +111,11 @@ class GetOrLock(Model):
 
 
 class GetOrLockResult(Model):
-    """state: hit = entry is the value; locked = compute, then set the key with this lock; busy = still being computed."""
+    """state: hit = entry is the value; locked = compute, then set the key with this lock; busy = still being computed.
+
+    A lock ends with its time, with any write or delete of the key, and with every invalidate that may mean the key: a
+    value computed from what was invalidated meanwhile is not written.
+    """
 
     state: Literal["hit", "locked", "busy"]
     entry: Entry

@@ -1,0 +1,1 @@
+"""cache: a tenant's key-value cache in Valkey."""

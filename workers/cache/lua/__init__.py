@@ -1,0 +1,1 @@
+"""The scripts of the cache. Each is loaded behind tenant.lua."""
