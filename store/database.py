@@ -263,15 +263,15 @@ class Database:
         """A transaction of no tenant: the keeper's role sees its four tables, any other role sees no row."""
         return TransactionScope(self._pool, "", "BEGIN")
 
-    async def alone(self, sql: str, *args: object, timeout_s: float = COMMAND_TIMEOUT_S) -> Record | None:
-        """The first row of one statement that is a transaction by itself: one round trip instead of three.
+    async def alone(self, sql: str, *args: object, timeout_s: float = COMMAND_TIMEOUT_S) -> list[Record]:
+        """The rows of one statement that is a transaction by itself: one round trip instead of three.
 
         For the store's own SQL functions that begin with act_for(tenant); any other statement finds no row, as it has
         no tenant. Raises OutcomeUnknown when the connection is lost before the answer.
         """
         connection, broken = await _acquire(self._pool), False
         try:
-            return await connection.fetchrow(sql, *args, timeout=timeout_s)
+            return await connection.fetch(sql, *args, timeout=timeout_s)
         except FAILURES as error:
             broken = is_lost(error)
             if broken:
@@ -285,7 +285,7 @@ class Database:
         found = await self.alone(
             "SELECT extversion FROM pg_extension WHERE extname = 'vector'", timeout_s=PING_TIMEOUT_S
         )
-        if found is None:
+        if not found:
             raise unavailable("the database has no pgvector extension; run store/bootstrap.sql as its superuser")
 
     async def close(self) -> None:

@@ -6,16 +6,21 @@ writes the reply only if the claim is still its owner's. The SQL function claim_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 from store import sql
 from store.database import Database, Record, Transaction
+from store.together import Together
 from subjects.contract import Code, Fault
 
 MAX_KEY_BYTES = 1024
 
 _queries = sql.load("store", "inbox.sql")
+
+_Claim = tuple[str, str, str, str, timedelta]  # operation, key, digest, owner, lease
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Inbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claims: Together[_Claim, Record] = Together(self._claim, undo=self._unclaim)
 
     async def claim(
         self, tenant: str, operation: str, key: str, *, digest: str, lease_s: float, owner: str
@@ -61,16 +67,28 @@ class Inbox:
         """
         if not key or len(key.encode(errors="replace")) > MAX_KEY_BYTES:
             raise Fault(Code.INVALID, f"an Idempotency-Key has 1 to {MAX_KEY_BYTES} bytes")
-        lease = timedelta(seconds=lease_s)
-        row = await self._database.alone(_queries.claim, tenant, operation, key, digest, owner, lease)
-        if row is None or row["state"] == "waiting":
-            return Waiting()
+        row = await self._claims.ask(tenant, (operation, key, digest, owner, timedelta(seconds=lease_s)))
         match row["state"]:
             case "claimed":
                 return Claimed(owner, row["attempts"], row["faults"], row["hand_backs"])
             case "done":
-                return _done(row)
+                return Done(row["reply"], row["fault"], row["attempts"])
+            case "waiting":
+                return Waiting()
         raise Fault(Code.CONFLICT, "this Idempotency-Key was used for another message; use a new key")
+
+    async def _claim(self, tenant: str, claims: Sequence[_Claim]) -> list[Record]:
+        # In one order everywhere, so that two processes with the same keys wait for each other and never in a circle.
+        order = sorted(range(len(claims)), key=lambda n: claims[n][:2])
+        columns = [list(column) for column in zip(*(claims[n] for n in order), strict=True)]
+        rows = await self._database.alone(_queries.claim, tenant, *columns)
+        placed = dict(zip(order, rows, strict=True))
+        return [placed[n] for n in range(len(claims))]
+
+    async def _unclaim(self, tenant: str, claim: _Claim, row: Record) -> None:
+        if row["state"] == "claimed":  # for a task that was cancelled while it asked
+            with suppress(Fault):  # then the lease runs out by itself
+                await self.release(tenant, claim[0], claim[1], claim[3], hand_back=True)
 
     async def renew(self, tenant: str, operation: str, key: str, owner: str, *, lease_s: float) -> bool:
         """Prolong the lease from now. False: it is not this owner's any more, so stop working."""
@@ -105,7 +123,3 @@ class Inbox:
         """How many attempts ended in no answer, fault or hand-back: their process died, or still works."""
         async with self._database.transaction(tenant) as tx:
             return await tx.fetchval(_queries.crashes, tenant, operation, key) or 0
-
-
-def _done(row: Record) -> Done:
-    return Done(row["reply"], row["fault"], row["attempts"])

@@ -1,5 +1,9 @@
 -- name: claim
-SELECT state, attempts, faults, hand_backs, reply, fault FROM claim_key($1, $2, $3, $4, $5, $6)
+SELECT c.state, c.attempts, c.faults, c.hand_backs, c.reply, c.fault
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::interval[])
+    WITH ORDINALITY AS asked (operation, key, digest, owner, lease, n)
+CROSS JOIN LATERAL claim_key($1, operation, key, digest, owner, lease) AS c
+ORDER BY asked.n
 
 -- name: renew
 UPDATE inbox SET lease_until = clock_timestamp() + $5::interval

@@ -13,7 +13,8 @@ from asyncpg.exceptions._base import DataError as ClientDataError
 
 from subjects.contract import Code, Fault
 
-FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# InternalClientError: asyncpg was in the middle of reading the server's last words when it was asked for more.
+FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 RETRY_AFTER_S = 1.0
 
 _LOST = (
@@ -63,7 +64,7 @@ def to_fault(error: BaseException) -> Fault | None:
             return None
         case TimeoutError():
             return Fault(Code.TIMEOUT, "the database did not answer in time")
-        case asyncpg.InterfaceError() | OSError():
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError():
             return unavailable("the connection to the database was lost")
     return None
 
@@ -74,4 +75,4 @@ def is_lost(error: BaseException) -> bool:
         return isinstance(error, (*_LOST, asyncpg.IdleInTransactionSessionTimeoutError)) and not isinstance(
             error, asyncpg.QueryCanceledError
         )
-    return isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError)) and not isinstance(error, ClientDataError)
+    return isinstance(error, FAILURES) and not isinstance(error, ClientDataError)

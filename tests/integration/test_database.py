@@ -70,7 +70,7 @@ async def test_outside_a_transaction_of_a_tenant_reads_find_nothing(database: Da
         await tx.execute(INSERT, tenant, "a", {})
     async with database.untenanted() as tx:
         assert await tx.fetch("SELECT * FROM papers") == []
-    assert await database.alone("SELECT * FROM papers") is None
+    assert await database.alone("SELECT * FROM papers") == []
 
 
 @pytest.mark.parametrize("tenant", ["", "A", "a.b", "*", ">", "a'; DROP TABLE papers; --", "a b", "a\n", "x" * 64])

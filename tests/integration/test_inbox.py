@@ -133,7 +133,7 @@ async def test_a_statement_of_its_own_leaves_no_tenant_behind(database: Database
     for n in range(16):
         await claim(inbox, tenant, "a", key=f"k{n}")
     for _ in range(16):
-        assert await database.alone("SELECT * FROM inbox") is None
+        assert await database.alone("SELECT * FROM inbox") == []
 
 
 async def test_a_transaction_cannot_act_for_another_tenant(database: Database, tenant: str) -> None:
@@ -194,3 +194,64 @@ async def test_a_step_keeps_its_first_result(database: Database, tenant: str) ->
     with pytest.raises(Fault) as raised:
         await steps.put(tenant, "j1", "big", b"x" * (1024 * 1024 + 1))
     assert raised.value.code is Code.TOO_LARGE
+
+
+async def test_many_ends_at_once_are_each_their_own(database: Database, inbox: Inbox, tenant: str) -> None:
+    async def work(n: int) -> Claimed | Waiting | Done:
+        name, lost = f"j{n}", n % 5 == 0
+        found = await claim(inbox, tenant, "a", key=name, lease_s=0.0 if lost else LEASE_S)
+        assert isinstance(found, Claimed)
+        if lost:
+            assert isinstance(await claim(inbox, tenant, "b", key=name), Claimed)
+        bad = n % 7 == 3  # cannot be stored, and spoils the statement that it shares
+        event = Outbox.row(f"evt.{tenant}.jobs.succeeded", {"N": str(n)}, b"%d" % n)
+        job = JobEnd(name, "succeeded", 1, result={"n": "\0" if bad else n})
+        try:
+            await finish(database, tenant, Ending(OPERATION, name, "a", b"%d" % n, job=job, events=[event]))
+        except LeaseLost:
+            assert lost
+        except Fault as fault:
+            refused[n] = fault.code
+        return await claim(inbox, tenant, "c", key=name)
+
+    refused: dict[int, Code] = {}
+    found = await asyncio.gather(*(work(n) for n in range(70)))
+    assert refused == {n: Code.INVALID for n in range(70) if n % 7 == 3}
+    fine = {n for n in range(70) if n % 5 and n % 7 != 3}
+    assert {n for n, end in enumerate(found) if end == Done(b"%d" % n, None, 1)} == fine
+    assert not any(isinstance(end, Done) for n, end in enumerate(found) if n not in fine)
+    async with database.transaction(tenant) as tx:
+        jobs = await tx.fetch("SELECT job_id, result FROM jobs")
+        events = await tx.fetch("SELECT headers, body FROM outbox")
+    assert {(row["job_id"], row["result"]["n"]) for row in jobs} == {(f"j{n}", n) for n in fine}
+    assert {(row["headers"]["N"], row["body"]) for row in events} == {(str(n), b"%d" % n) for n in fine}
+
+
+async def test_a_claim_of_a_task_that_was_cancelled_is_handed_back(inbox: Inbox, tenant: str) -> None:
+    task = asyncio.create_task(claim(inbox, tenant, "a"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(100):
+        found = await claim(inbox, tenant, "b")
+        if isinstance(found, Claimed):
+            break
+        await asyncio.sleep(0.02)
+    assert isinstance(found, Claimed)
+    assert found.attempts - 1 == found.hand_backs
+
+
+async def test_two_processes_with_the_same_keys_wait_for_each_other_in_no_circle(stack: Stack, tenant: str) -> None:
+    pools = [await Database.open(stack.database_url, max_size=4, name="test") for _ in range(2)]
+    keys = [f"k{n}" for n in range(60)]
+    asked = [
+        claim(inbox, tenant, f"p{place}", key=key)
+        for place, inbox in enumerate(map(Inbox, pools))
+        for key in (keys if place else reversed(keys))
+    ]
+    found = await asyncio.gather(*asked)
+    assert sum(isinstance(one, Claimed) for one in found) == 60
+    for pool in pools:
+        await pool.close()
