@@ -119,7 +119,9 @@ class _Processing:
         except Fault as fault:
             if fault.retryable:
                 await self._note(entry("running", f"{fault.detail}; it is tried again"))
-            elif fault.code not in (Code.CANCELLED, Code.FORBIDDEN):
+            elif fault.code is Code.FORBIDDEN:  # the caller's lack, not the file's: its dead letter may be redriven
+                await self._note(entry("failed", fault.detail))
+            else:
                 await self._quarantine(fault.detail)
             raise
         except asyncio.CancelledError:
