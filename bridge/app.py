@@ -19,8 +19,8 @@ from runtime.connection import Connection
 from runtime.probes import Probes
 from runtime.settings import Settings
 from store.objects import Objects
-from subjects import registry
 from subjects.contract import Code, Fault
+from subjects.registry import Registry, load
 
 PROBE_PATHS = ("/healthz", "/health", "/readyz", "/metrics")
 CLIENT_GONE = 499  # for the log and the counts: nobody is there to read it
@@ -36,21 +36,21 @@ DOCS = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Mot
 
 def openapi(settings: Settings) -> dict[str, Any]:
     """The OpenAPI document of this platform."""
-    return openapi_document.document(settings)
+    return openapi_document.document(settings, load())
 
 
 class Application:
     """One process's HTTP face."""
 
-    def __init__(self, bridge: Bridge, probes: Probes) -> None:
+    def __init__(self, bridge: Bridge, probes: Probes, contracts: Registry) -> None:
         self._door = Door(bridge.settings)
         self._counts = HttpCounts()
         probe = Probe(probes, self._counts)
-        contract = Document(as_json(openapi(bridge.settings)), "application/json")
+        contract = Document(as_json(openapi_document.document(bridge.settings, contracts)), "application/json")
         open_to_all = [Route("GET", path, probe, public=True) for path in PROBE_PATHS]
         open_to_all.append(Route("GET", "/openapi.json", contract, public=True))
         open_to_all.append(Route("GET", "/docs", Document(DOCS, "text/html; charset=utf-8"), public=True))
-        self._table = Table(open_to_all + operations(bridge, registry.load()))
+        self._table = Table(open_to_all + operations(bridge, contracts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,12 +110,15 @@ async def _no_route(exchange: Exchange, allowed: tuple[str, ...]) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, connection: Connection) -> AsyncIterator[tuple[Application, Bridge, Probes]]:
+async def opened(
+    settings: Settings, connection: Connection, contracts: Registry | None = None
+) -> AsyncIterator[tuple[Application, Bridge, Probes]]:
     """The application with its open clients. The connection stays the caller's.
 
     Raises Fault(UNAVAILABLE) without a usable JWT_SECRET.
     """
+    known = contracts or load()
     client = Client(connection, settings, source="bridge")
     bridge = Bridge(settings, connection, client, Objects(connection))
-    async with checks(settings, connection) as probes:
-        yield Application(bridge, probes), bridge, probes
+    async with checks(settings, connection, known) as probes:
+        yield Application(bridge, probes, known), bridge, probes

@@ -12,7 +12,7 @@ from runtime.settings import Settings
 from subjects import jobs
 from subjects.contract import HTTP_STATUS, AnyCall, Model
 from subjects.ingestion import Uploaded
-from subjects.registry import Registry, load
+from subjects.registry import Registry
 
 REF = "#/components/schemas/{model}"
 _PARAMETER = re.compile(r"{([a-z_]+)}")
@@ -28,10 +28,9 @@ _HEADERS = {
 Json = dict[str, Any]
 
 
-def document(settings: Settings, registry: Registry | None = None) -> Json:
+def document(settings: Settings, registry: Registry) -> Json:
     """OpenAPI 3.1."""
-    known = registry or load()
-    calls = [call for call in known.calls.values() if call.public]
+    calls = [call for call in registry.calls.values() if call.public]
     models = _models(calls)
     refs, schemas = models_json_schema([(model, "validation") for model in models], ref_template=REF, by_alias=True)
     schema_of = {model: refs[model, "validation"] for model in models}

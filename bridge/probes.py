@@ -18,8 +18,9 @@ from runtime.connection import Connection
 from runtime.probes import Probes
 from runtime.settings import Settings
 from store.database import Database
-from subjects import grammar, registry
+from subjects import grammar
 from subjects.contract import Code, Fault
+from subjects.registry import Registry
 
 WORKER_TIMEOUT_S = 1.0
 REDIS_TIMEOUT_S = 1.0
@@ -28,7 +29,7 @@ PROBE_OPERATION = "is-there"  # no component has it: its worker says NOT_FOUND, 
 
 
 @asynccontextmanager
-async def checks(settings: Settings, connection: Connection) -> AsyncIterator[Probes]:
+async def checks(settings: Settings, connection: Connection, contracts: Registry) -> AsyncIterator[Probes]:
     """The checks, with the connections that they need. Opens them when they are first used: a bridge starts while its
     database is away, and says so."""
     probes = Probes()
@@ -46,10 +47,10 @@ async def checks(settings: Settings, connection: Connection) -> AsyncIterator[Pr
         probes.add("nats", partial(_nats, connection))
         probes.add("postgres", database.ping)
         probes.add("valkey", partial(_valkey, redis))
-        for component in registry.load().components:
+        for component in contracts.components:
             required = component in settings.ready_requires
             probes.add(f"worker-{component}", partial(_worker, connection, component), required=required)
-        for name in set(settings.ready_requires) - set(registry.load().components):
+        for name in set(settings.ready_requires) - set(contracts.components):
             probes.add(f"worker-{name}", partial(_unknown, name))
         probes.measure("nats_dropped_messages_total", "counter", lambda: connection.dropped)
         yield probes

@@ -6,26 +6,25 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bridge.app import opened
-from bridge.context import Bridge
 from runtime import telemetry
 from runtime.connection import Connection, connect
-from runtime.probes import Probes
 from runtime.settings import Settings
 from subjects.contract import Code, Fault
+from subjects.registry import Registry
 
 HEADERS_WITHIN_S = 10.0
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_S = 75
 BACKLOG = 1024
-LAST_WORDS_S = 2.0  # after the grace period, for clients and connection
 
 _log = telemetry.get_logger(__name__)
 
@@ -104,19 +103,11 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Tells open streams that it stops, and leaves signals to serve()."""
-
-    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._stopping = stopping
+    """Leaves signals to serve(): uvicorn would raise them again when it is done, and the exit code would not be 0."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-    def stop(self) -> None:
-        self._stopping()
-        self.should_exit = True
 
 
 async def serve(settings: Settings, *, connection: Connection | None = None) -> None:
@@ -124,51 +115,54 @@ async def serve(settings: Settings, *, connection: Connection | None = None) -> 
 
     Raises Fault(UNAVAILABLE): no broker, no usable JWT_SECRET, the port is taken, the connection ended.
     """
-    closed = asyncio.Event()
+    closed, stop = asyncio.Event(), asyncio.Event()
+
+    def ended() -> None:
+        closed.set()
+        stop.set()
+
     ours = connection is None
-    used = connection or await connect(settings, name="bridge", on_closed=closed.set)
+    used = connection or await connect(settings, name="bridge", on_closed=ended)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     try:
-        listening = _listen(settings)
-        async with opened(settings, used) as (application, bridge, probes):
-            await _run(settings, application, bridge, probes, listening, closed)
+        async with running(settings, used):
+            await stop.wait()
+            _log.info("bridge_stops")
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
         if ours:
             await used.close()
     if closed.is_set():
         raise Fault(Code.UNAVAILABLE, "the connection to NATS has ended")
 
 
-async def _run(
-    settings: Settings,
-    application: Any,
-    bridge: Bridge,
-    probes: Probes,
-    listening: socket.socket,
-    closed: asyncio.Event,
-) -> None:
-    def stopping() -> None:
-        probes.stopping()
-        bridge.stopping.set()
+@asynccontextmanager
+async def running(
+    settings: Settings, connection: Connection, *, contracts: Registry | None = None
+) -> AsyncIterator[str]:
+    """Serves within the block; yields the URL. Leaving it ends what can be joined again at once, and waits at most the
+    grace period for the rest. contracts: other than those of `subjects`, for a program that embeds the bridge.
 
-    server = Server(_config(settings, application), stopping)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    ended = asyncio.create_task(_stop_when(closed, server), name="connection ended?")
-    try:
+    Raises Fault(UNAVAILABLE): no usable JWT_SECRET, the port is taken.
+    """
+    listening = _listen(settings)
+    async with opened(settings, connection, contracts) as (application, bridge, probes):
+        server = Server(_config(settings, application))
+        serving = asyncio.create_task(server.serve([listening]), name="http server")
         host, port = listening.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         probes.started()
-        _log.info("bridge_serves", url=f"http://{host}:{port}", port=port)
-        await server.serve([listening])
-    finally:
-        ended.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-async def _stop_when(closed: asyncio.Event, server: Server) -> None:
-    await closed.wait()
-    server.stop()
+        _log.info("bridge_serves", url=url)
+        try:
+            yield url
+        finally:
+            probes.stopping()
+            bridge.stopping.set()
+            server.should_exit = True
+            await serving
 
 
 def _config(settings: Settings, application: Any) -> uvicorn.Config:
