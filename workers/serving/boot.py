@@ -9,13 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from store.valkey_inbox import ValkeyInbox
 
 from runtime import streams
 from runtime.connection import Connection, connect
 from runtime.probes import Probes, serve_probes
 from runtime.settings import Settings
 from store.inbox import Inbox
+from store.valkey_inbox import ValkeyInbox
 from subjects import grammar
 from subjects.contract import Code, Fault
 from workers.serving.dispatch import Dispatcher

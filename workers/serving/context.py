@@ -84,21 +84,25 @@ class Context(Generic[D]):
         """Ask another component and wait. Inside a job the call carries the job's id and step as its key, so that a
         repeated job repeats no effect. Raises the callee's Fault; FORBIDDEN when the table does not list the call."""
         self._refuse_in_transaction(call.name)
-        return await self.client.call(call, message, identity=self._onwards(), timeout_s=timeout_s, key=self._key(call))
+        return await self.client.call(
+            call, message, identity=self._onwards(call), timeout_s=timeout_s, key=self._key(call)
+        )
 
     def stream(self, call: Call[In, Out], message: In) -> AbstractAsyncContextManager[Stream[Out]]:
         """Ask for chunks: `async with ctx.stream(...) as s: async for chunk in s: ...`, then s.result."""
         self._refuse_in_transaction(call.name)
-        return self.client.stream(call, message, identity=self._onwards(), key=self._key(call))
+        return self.client.stream(call, message, identity=self._onwards(call), key=self._key(call))
 
     async def submit(self, call: Call[In, Out], message: In, *, key: str | None = None) -> jobs.Submitted:
         """Have it done as a job. Inside a job the key defaults to this job's id and step."""
         # A job outlives the message that asked for it, so it does not inherit its deadline.
-        identity = replace(self.identity, deadline_ms=None)
+        identity = replace(self._onwards(call), deadline_ms=None)
         return await self.client.submit(call, message, identity=identity, key=key or self._key(call))
 
-    def _onwards(self) -> Identity:
-        return replace(self.identity, deadline_ms=int(self.deadline * 1000))
+    def _onwards(self, call: Call[Any, Any]) -> Identity:
+        # Whoever may ask this operation may have done what it needs: the table bounds that, not the caller's scopes.
+        scopes = self.identity.scopes if self.identity.allows(call.scope) else self.identity.scopes | {call.scope}
+        return replace(self.identity, scopes=scopes, deadline_ms=int(self.deadline * 1000))
 
     def _key(self, call: Call[Any, Any]) -> str | None:
         if self.job_id is None or not (call.mutates or call.job):

@@ -6,13 +6,12 @@ import importlib
 import importlib.util
 import pkgutil
 
-import workers
 from workers.serving.route import Worker
 
 
 def names() -> list[str]:
     """The components that have a worker, in alphabetical order."""
-    found = pkgutil.iter_modules(workers.__path__)
+    found = pkgutil.iter_modules(importlib.import_module("workers").__path__)
     return sorted(
         m.name
         for m in found

@@ -113,6 +113,8 @@ class Dispatcher:
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID, "")
         correlation_id = identity.correlation_id if identity else ""
         answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
+        if outcome.then is not None:
+            await outcome.then()
 
     async def _perform(
         self, delivery: Delivery, call: AnyCall, handler: Handler, identity: Identity, stop: Cancellable

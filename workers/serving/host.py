@@ -10,17 +10,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from store.objects import Objects
-from store.valkey import Valkey
-
 from runtime.client import Client
 from runtime.connection import Connection
 from runtime.settings import Settings
 from store.database import Database
 from store.inbox import Inbox
 from store.jobs import Jobs
+from store.objects import Objects
 from store.outbox import Outbox
 from store.steps import Steps
+from store.valkey import Valkey
 from subjects.contract import Call, Code, Fault
 from workers.serving.facts import Facts
 from workers.serving.pool import Pool

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from runtime.output import OutputWriter
-
 from subjects.contract import Fault, Model
 
 Verdict = Literal["done", "dead", "again", "lost"]
@@ -16,7 +16,7 @@ Verdict = Literal["done", "dead", "again", "lost"]
 class Outcome:
     """done: ack. dead: dead-letter, then terminate. again: deliver again after delay_s. lost: another process has it,
     so touch nothing. Exactly one of reply and fault is set when a caller may be told.
-    output is where its chunks went, for the last one to follow."""
+    output is where its chunks went, for the last one to follow; then is to be awaited once the answer is out."""
 
     verdict: Verdict
     reply: Model | None = None
@@ -24,3 +24,4 @@ class Outcome:
     delay_s: float = 0.0
     attempt: int = 1
     output: OutputWriter | None = None
+    then: Callable[[], Awaitable[None]] | None = None

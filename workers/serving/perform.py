@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
-from store.valkey_inbox import ValkeyInbox
 
 import codec
 from runtime.crash import crash_point
@@ -22,6 +22,7 @@ from runtime.output import OutputWriter
 from store.ending import Ending, JobEnd, finish
 from store.inbox import Claimed, Done, Inbox, LeaseLost
 from store.pgerrors import OutcomeUnknown
+from store.valkey_inbox import ValkeyInbox
 from subjects import grammar
 from subjects.contract import Call, Code, Fault, Model
 from subjects.jobs import CANCELLED, FAILED, SUCCEEDED, JobChanged, JobFault, Status
@@ -61,7 +62,7 @@ class Performer:
         """The answer to a request: never raises, except when this process is stopping."""
         try:
             if ctx.key is None or self._keys is None:
-                return Outcome("done", await self._run_now(ctx, handler, message))
+                return Outcome("done", await self._run_now(ctx, handler, message), then=self._then(ctx))
             return await self._once(ctx, call, handler, message, digest)
         except Fault as fault:
             return Outcome("done", fault=fault)
@@ -70,7 +71,6 @@ class Performer:
         reply: Model = await self._handled(ctx, handler, message)
         if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
             await self._commit(ctx, None)
-        await self._afterwards(ctx)
         return reply
 
     async def _once(
@@ -93,8 +93,7 @@ class Performer:
             with suppress(Fault):
                 await self._keys.release(ctx.tenant, call.name, str(ctx.key), owner)
             raise
-        await self._afterwards(ctx)
-        return Outcome("done", reply)
+        return Outcome("done", reply, then=self._then(ctx))
 
     async def _conclude(
         self, ctx: Context[Any], keys: Inbox | ValkeyInbox, name: str, owner: str, fault: Fault
@@ -152,7 +151,7 @@ class Performer:
                 return Outcome("again", fault=fault, delay_s=fault.retry_after_s or retry_delay_s(claim.faults + 1))
             await self._finish(ctx, inbox, name, claim.owner, None, fault)
             return Outcome(verdict_on(fault), fault=fault, attempt=claim.attempts, output=ctx.output)
-        await self._afterwards(ctx)
+        await self.afterwards(ctx)
         return Outcome("done", reply, attempt=claim.attempts, output=ctx.output)
 
     async def crashes(self, ctx: Context[Any], name: str) -> int:
@@ -324,8 +323,11 @@ class Performer:
         books.outbox.notify(ctx.tenant, rows)
         ctx.emitted.clear()
 
-    async def _afterwards(self, ctx: Context[Any]) -> None:
-        """Best effort once the effect stands."""
+    def _then(self, ctx: Context[Any]) -> Callable[[], Awaitable[None]] | None:
+        return partial(self.afterwards, ctx) if ctx.emitted or ctx.afterwards else None
+
+    async def afterwards(self, ctx: Context[Any]) -> None:
+        """Best effort once the effect stands; of a request, once its answer is out. Raises nothing."""
         for event, payload in ctx.emitted:  # a component without a database: nothing to commit the fact with
             self._host.facts.publish(ctx.tenant, event, payload, ctx.event_headers())
         for fn in ctx.afterwards:

@@ -1,0 +1,1 @@
+"""rag: documents in, cited answers out."""

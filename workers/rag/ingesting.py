@@ -1,0 +1,87 @@
+"""rag.ingest: a text becomes chunks, vectors and postings, all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+
+from subjects import rag
+from subjects.contract import Code, Fault
+from workers.rag import cached, index
+from workers.rag.chunking import chunks
+from workers.rag.deps import Deps
+from workers.rag.embedding import embed_pieces
+from workers.rag.index import Entry, Piece, queries
+from workers.serving import Context
+
+MAX_TEXT_BYTES = 16 * 1024 * 1024  # of a text that comes as an object
+READ_TIMEOUT_S = 60.0
+ID_CHARS = 26
+
+
+async def ingest(ctx: Context[Deps], message: rag.Ingest) -> rag.Ingested:
+    """Chunk, embed and index a text under its source_id, in place of what stood there.
+
+    Raises Fault(INVALID) when there is no text in it, NOT_FOUND for an unknown file_id, TOO_LARGE over 16 MiB,
+    CONFLICT when the collection was embedded with another model, and what the gateway raises.
+    """
+    text = message.text if message.text is not None else await _read(ctx, str(message.file_id))
+    digest = _digest(text, message)
+    document_id = _document_id(ctx, message)
+    source_id = message.source_id or document_id
+    async with ctx.read() as tx:
+        known = await tx.fetchrow(queries.find_source, message.collection, source_id)
+    if known is not None and known["digest"] == digest and known["metadata"] == dict(message.metadata):
+        return rag.Ingested(
+            document_id=known["document_id"], chunks=known["chunks"], tokens=known["tokens"], unchanged=True
+        )
+    pieces = _pieces(text, message)
+    if not pieces:
+        raise Fault(Code.INVALID, "the document holds no text")
+    model, vectors, tokens = await embed_pieces(ctx, message.collection, pieces)
+    entry = Entry(document_id, source_id, message.title, message.metadata, digest, text, tokens)
+    tx = await ctx.begin()
+    stored = await index.put(tx, message.collection, model, entry=entry, pieces=pieces, vectors=vectors)
+    if not stored.unchanged:
+        ctx.emit(rag.DOCUMENT_INDEXED, rag.DocumentIndexed(
+            entity_id=stored.document_id, version=stored.version, source_id=source_id,
+            collection=message.collection, chunks=stored.chunks,
+        ))  # fmt: skip
+        cached.forget(ctx, message.collection)
+    return rag.Ingested(
+        document_id=stored.document_id, chunks=stored.chunks, tokens=stored.tokens, unchanged=stored.unchanged
+    )
+
+
+async def _read(ctx: Context[Deps], file_id: str) -> str:
+    data = await ctx.deps.objects.read(ctx.tenant, file_id, MAX_TEXT_BYTES, READ_TIMEOUT_S)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Fault(Code.INVALID, f"file {file_id} holds no text; upload it to ingestion, which extracts it") from error
+
+
+def _digest(text: str, message: rag.Ingest) -> bytes:
+    """Of everything that makes the chunks: the same again changes nothing."""
+    made_of = json.dumps([text, message.title, message.chunking.model_dump()])
+    return hashlib.sha256(made_of.encode("utf-8", "replace")).digest()
+
+
+def _document_id(ctx: Context[Deps], message: rag.Ingest) -> str:
+    """The same for the same source, and for the same job delivered again."""
+    if message.source_id is not None:
+        named = f"{ctx.tenant}\0{message.collection}\0{message.source_id}"
+    else:
+        named = f"{ctx.tenant}\0{ctx.key or uuid.uuid4().hex}"
+    return "d" + hashlib.sha256(named.encode()).hexdigest()[:ID_CHARS]
+
+
+def _pieces(text: str, message: rag.Ingest) -> list[Piece]:
+    made = []
+    for chunk in chunks(text, message.chunking.max_words):
+        heading = " > ".join(part for part in (message.title, chunk.heading) if part)
+        words = text[chunk.start : chunk.end]
+        digest = hashlib.sha256(f"{heading}\0{words}".encode()).digest()[:16]
+        made.append(Piece(chunk, heading, words, digest))
+    return made
