@@ -74,6 +74,7 @@ class Keeper:
                 await self._lead()
             except FAILURES as error:
                 _log.warning("keeper_lost_its_database", error=type(error).__name__)
+            _end_if_cancelled()
             await asyncio.sleep(STAND_BY_S)
 
     async def _lead(self) -> None:
@@ -90,6 +91,7 @@ class Keeper:
             _log.info("keeper_leads")
             while True:
                 await self._work(connection)
+                _end_if_cancelled()
                 await asyncio.sleep(min(duty.every_s for duty in self._duties))
         finally:
             with suppress(*FAILURES):
@@ -141,3 +143,10 @@ class Keeper:
                     break
             if removed:
                 _log.info("rows_forgotten", what=name.removeprefix("forget_"), rows=removed)
+
+
+def _end_if_cancelled() -> None:
+    """asyncpg drops a cancellation that comes in the moment in which what it waits for is done (Python 3.11)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
