@@ -1,0 +1,1 @@
+"""What we are measured against. Each runs in a process of its own."""
