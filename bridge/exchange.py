@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from functools import cache
 from typing import Any
 
 from codec import JSON, encode, negotiate
@@ -74,7 +75,7 @@ class Exchange:
 
     def header(self, name: str) -> str | None:
         """A header's value; None when it is absent. Raises Fault(INVALID) when it is not ASCII."""
-        value = self.headers.get(name.lower().encode())
+        value = self.headers.get(_wire(name))
         if value is None:
             return None
         try:
@@ -87,7 +88,7 @@ class Exchange:
         if self.repeated and not _ONCE.isdisjoint(self.repeated):
             raise Fault(Code.INVALID, "a header that may be given once was given twice")
         for name in (h.REQUEST_ID, h.CORRELATION_ID):
-            value = self.headers.get(name.lower().encode())
+            value = self.headers.get(_wire(name))
             if value and _ident(value) is None:
                 raise Fault(Code.INVALID, f"{name} must be at most {MAX_ID_CHARS} printable ASCII characters")
 
@@ -243,6 +244,12 @@ class Exchange:
         if headers:
             given += [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         return given
+
+
+@cache
+def _wire(name: str) -> bytes:
+    """A header's name as ASGI gives it. The names are constants, so the cache is as small as their list."""
+    return name.lower().encode()
 
 
 def _ident(value: bytes | None) -> str | None:

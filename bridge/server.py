@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -128,6 +129,7 @@ async def serve(settings: Settings, *, connection: Connection | None = None) -> 
         loop.add_signal_handler(number, stop.set)
     try:
         async with running(settings, used):
+            gc.freeze()  # what was imported stays: no collection need look at it again
             await stop.wait()
             _log.info("bridge_stops")
     finally:

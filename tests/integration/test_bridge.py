@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -20,12 +21,16 @@ import pytest_asyncio
 
 from bridge.server import running
 from codec import Problem
-from runtime.connection import Connection
+from runtime.connection import Connection, connect
 from runtime.settings import Settings
 from stack import Stack
+from store.objects import Objects
 from subjects.contract import AnyCall, Code
 from subjects.registry import Registry, load
+from tests.integration.ingestion_lab import INDEX, pdf
 from tests.lab import contract as lab
+from workers.ingestion.worker import WORKER as INGESTION
+from workers.serving.boot import serving
 
 pytestmark = pytest.mark.usefixtures("served")
 
@@ -155,6 +160,13 @@ async def test_the_deadline_is_the_clients(http: httpx.AsyncClient) -> None:
     )
     problem(response, 504)
     assert time.perf_counter() - started < 3
+
+
+async def test_work_that_nobody_waits_for_is_cancelled(http: httpx.AsyncClient) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        await http.post("/api/v1/lab/write", json={"name": "left", "sleep_s": 1.5}, timeout=0.5)
+    await asyncio.sleep(1.5)
+    assert (await http.post("/api/v1/lab/count", json={"name": "left"})).json()["rows"] == 0
 
 
 async def test_paths_and_methods_that_are_not_there(http: httpx.AsyncClient) -> None:
@@ -382,7 +394,7 @@ async def test_a_job_that_ends_in_time_is_the_answer(http: httpx.AsyncClient) ->
     assert response.json() == {"name": "s", "rows": 1}
     assert response.headers["preference-applied"] == "wait=20"
     assert response.headers["location"].startswith("/api/v1/jobs/j")
-    slow = {"name": "slow", "sleep_s": 8}
+    slow = {"name": "slow", "sleep_s": 3}
     response = await http.post("/api/v1/lab/write", json=slow, headers={"Prefer": "respond-async, wait=1"})
     assert response.status_code == 202
 
@@ -625,3 +637,72 @@ async def test_an_upload_over_the_limit_is_a_413_before_it_is_read(url: str, set
     writer.write(head.encode())
     assert b" 413 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
+
+
+@pytest_asyncio.fixture
+async def ingesting(settings: Settings) -> AsyncIterator[None]:
+    own = await connect(settings, name="ingestion-here")
+    async with serving([INGESTION, INDEX], settings, own):
+        yield
+    await own.close()
+
+
+@pytest.mark.usefixtures("ingesting")
+async def test_an_upload_is_stored_and_processed(http: httpx.AsyncClient) -> None:
+    data = pdf("A page of prose.")
+    files = {"file": ("../dir\\a name.pdf", data, "application/pdf")}
+    response = await http.post(
+        "/api/v1/ingestion/upload", files=files, data={"metadata": '{"a":1}', "collection": "c1", "source_id": ""}
+    )
+    assert response.status_code == 202, response.text
+    uploaded = response.json()
+    assert (uploaded["size"], uploaded["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert uploaded["type"] == "application/pdf"
+    assert response.headers["location"] == f"/api/v1/jobs/{uploaded['job_id']}"
+    assert (await ended(http, uploaded["job_id"]))["status"] == "succeeded"
+    file = (await http.post("/api/v1/ingestion/get_file", json={"file_id": uploaded["file_id"]})).json()
+    assert (file["name"], file["collection"], file["metadata"]) == ("a name.pdf", "c1", {"a": 1})
+    assert file["status"] == "indexed"
+
+
+@pytest.mark.usefixtures("ingesting")
+async def test_an_upload_with_a_key_has_one_effect(
+    http: httpx.AsyncClient, connection: Connection, tenant: str
+) -> None:
+    key = {"Idempotency-Key": "one"}
+
+    async def upload(data: bytes) -> httpx.Response:
+        return await http.post("/api/v1/ingestion/upload", files={"file": ("a.txt", data)}, headers=key)
+
+    first, again = await upload(b"the same"), await upload(b"the same")
+    assert first.json() == again.json()
+    problem(await upload(b"another"), 409)
+    kept = await Objects(connection).read(tenant, first.json()["file_id"], max_bytes=100, timeout_s=5)
+    assert kept == b"the same"
+
+
+@pytest.mark.usefixtures("ingesting")
+async def test_a_large_upload_arrives_whole(http: httpx.AsyncClient) -> None:
+    data = os.urandom(24 * 1024 * 1024)
+    response = await http.post("/api/v1/ingestion/upload", files={"file": ("a.bin", data)})
+    assert response.status_code == 202, response.text
+    assert response.json()["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+async def test_an_upload_whose_client_leaves_leaves_nothing(http: httpx.AsyncClient, connection: Connection) -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+        for _ in range(10):
+            yield b"x" * 100_000
+        raise ConnectionError
+
+    stream = connection.jetstream()
+    before = (await stream.stream_info("OBJ_files")).state.bytes
+    with pytest.raises(ConnectionError):
+        await http.post(
+            "/api/v1/ingestion/upload", content=cut(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+    deadline = time.monotonic() + 5
+    while (await stream.stream_info("OBJ_files")).state.bytes > before:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
