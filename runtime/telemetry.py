@@ -6,8 +6,6 @@ import logging
 import random
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import structlog
@@ -71,11 +69,10 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast(FilteringBoundLogger, structlog.get_logger(module=name))
 
 
-def bound(**ids: str | int | None) -> AbstractContextManager[None]:
-    """Bind ids to every log line of this task until the block ends. Open it inside the task of one message:
-    bound outside, one tenant's ids would stand in the next one's lines."""
-    given = {name: value for name, value in ids.items() if value is not None}
-    return cast(AbstractContextManager[None], structlog.contextvars.bound_contextvars(**given))
+def bind(**ids: str | int | None) -> None:
+    """Bind ids to every further log line of this task. Call it inside the task of one message: bound outside, one
+    tenant's ids would stand in the next one's lines."""
+    structlog.contextvars.bind_contextvars(**{name: value for name, value in ids.items() if value is not None})
 
 
 def new_traceparent() -> str:
@@ -98,20 +95,3 @@ def child_of(traceparent: str) -> str:
 
 def trace_id(traceparent: str | None) -> str | None:
     return traceparent[3:35] if traceparent else None
-
-
-@contextmanager
-def attached(traceparent: str | None, tracestate: str | None = None) -> Iterator[None]:
-    """Make the trace the current OpenTelemetry context, so that spans of libraries become its children."""
-    if traceparent is None:
-        yield
-        return
-    from opentelemetry import context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    carrier = {"traceparent": traceparent, "tracestate": tracestate or ""}
-    token = context.attach(TraceContextTextMapPropagator().extract(carrier))
-    try:
-        yield
-    finally:
-        context.detach(token)

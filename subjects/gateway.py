@@ -130,7 +130,7 @@ class Embed(Model):
 
 
 class Embeddings(Model):
-    """embeddings for encoding float, vectors (little-endian float32, one bytes value a text) for f32; in input order."""
+    """embeddings for encoding float; vectors (little-endian float32, one value a text) for f32; in input order."""
 
     model: str
     dimensions: int

@@ -90,8 +90,18 @@ class JobChanged(EventPayload):
 
 GET = Call("jobs", "get", GetJob, Job, timeout_s=10, job=False, http=("GET /api/v1/jobs/{job_id}",))
 LIST = Call("jobs", "list", ListJobs, JobList, timeout_s=10, job=False, http=("GET /api/v1/jobs",))
-WAIT = Call("jobs", "wait", WaitForJob, Job, timeout_s=60, job=False, summary="The job once it ended, or as it stands after wait_s")
-CANCEL = Call("jobs", "cancel", CancelJob, Job, timeout_s=10, job=False, mutates=True, http=("DELETE /api/v1/jobs/{job_id}",))
+WAIT = Call(
+    "jobs",
+    "wait",
+    WaitForJob,
+    Job,
+    timeout_s=60,
+    job=False,
+    summary="The job once it ended, or as it stands after wait_s",
+)
+CANCEL = Call(
+    "jobs", "cancel", CancelJob, Job, timeout_s=10, job=False, mutates=True, http=("DELETE /api/v1/jobs/{job_id}",)
+)
 
 STARTED = Event("jobs", "started", JobChanged)
 SUCCEEDED = Event("jobs", "succeeded", JobChanged)

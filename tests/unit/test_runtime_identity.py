@@ -105,12 +105,3 @@ def test_a_bad_trace_is_begun_anew(trace: str) -> None:
     assert telemetry.valid_traceparent(trace) is None
     assert telemetry.valid_traceparent(Identity.new("acme", traceparent=trace).traceparent) is not None
     assert Identity.from_message("acme", {h.TRACEPARENT: trace, h.TRACESTATE: "a=b"}).tracestate is None
-
-
-def test_a_trace_becomes_the_current_context() -> None:
-    from opentelemetry import trace
-
-    with telemetry.attached(TRACE, "a=b"):
-        current = trace.get_current_span().get_span_context()
-        assert f"{current.trace_id:032x}" == telemetry.trace_id(TRACE)
-    assert not trace.get_current_span().get_span_context().is_valid

@@ -9,15 +9,15 @@ import sys
 PROGRAM = """
 import asyncio, logging
 from runtime.settings import Settings
-from runtime.telemetry import bound, configure, get_logger
+from runtime.telemetry import bind, configure, get_logger
 
 configure(Settings(log_level="info"), "tests")
 log = get_logger("a.module")
 
 async def handle(tenant):
-    with bound(tenant=tenant, request_id=None):
-        await asyncio.sleep(0.01)
-        log.info("handled", who=tenant)
+    bind(tenant=tenant, request_id=None)
+    await asyncio.sleep(0.01)
+    log.info("handled", who=tenant)
 
 async def main():
     await asyncio.gather(*(handle(f"t{n}") for n in range(5)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -51,6 +52,7 @@ async def run(
         owned = False
     try:
         async with serving(workers, settings, connection):
+            gc.freeze()  # what is imported and open stays: collecting it again and again only makes pauses
             log.info("serving", workers=[worker.name for worker in workers])
             await ended.wait()
             log.info("draining", workers=[worker.name for worker in workers])

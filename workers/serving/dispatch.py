@@ -15,7 +15,7 @@ from runtime import streams
 from runtime.identity import Identity
 from runtime.jobs import job_id as job_id_of
 from runtime.output import OutputWriter
-from runtime.telemetry import attached, bound, trace_id
+from runtime.telemetry import bind, trace_id
 from subjects import grammar
 from subjects.contract import AnyCall, AnyEvent, Code, Fault
 from workers.serving.context import Context
@@ -130,13 +130,11 @@ class Dispatcher:
         idents = {identity.request_id, headers.get(names.OUTPUT_TO) or identity.request_id}
         for ident in idents:
             self._host.running.add(identity.tenant, ident, stop)
+        # This task is the message's own, so what is bound here ends with it.
+        bind(tenant=identity.tenant, request_id=identity.request_id, correlation_id=identity.correlation_id,
+             trace_id=trace_id(identity.traceparent))  # fmt: skip
         try:
-            with (
-                bound(tenant=identity.tenant, request_id=identity.request_id, correlation_id=identity.correlation_id,
-                      trace_id=trace_id(identity.traceparent)),
-                attached(identity.traceparent, identity.tracestate),
-            ):  # fmt: skip
-                outcome = await self._performer.request(ctx, call, handler, message, digest)
+            outcome = await self._performer.request(ctx, call, handler, message, digest)
         finally:
             for ident in idents:
                 self._host.running.remove(identity.tenant, ident, stop)

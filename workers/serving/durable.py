@@ -15,7 +15,7 @@ import codec
 from codec import headers as names
 from runtime.identity import Identity
 from runtime.output import OutputWriter
-from runtime.telemetry import attached, bound, trace_id
+from runtime.telemetry import bind, trace_id
 from subjects import grammar
 from subjects.contract import AnyEvent, Code, Fault
 from subjects.jobs import STARTED, JobChanged
@@ -124,18 +124,15 @@ class Durable:
         identity = ctx.identity
         for ident in idents:
             self._host.running.add(ctx.tenant, ident, self.stop)
+        bind(tenant=ctx.tenant, request_id=identity.request_id, correlation_id=identity.correlation_id,
+             trace_id=trace_id(identity.traceparent), job_id=ctx.job_id)  # fmt: skip
         try:
-            with (
-                bound(tenant=ctx.tenant, request_id=identity.request_id, correlation_id=identity.correlation_id,
-                      trace_id=trace_id(identity.traceparent), job_id=ctx.job_id),
-                attached(identity.traceparent, identity.tracestate),
-            ):  # fmt: skip
-                if crashes >= MAX_CRASHES:
-                    return await self._performer.give_up(ctx, name, digest, CRASHED)
-                async with self._host.gate.alone() if crashes else self._host.gate.together():
-                    ctx.deadline = time.time() + route.timeout_s  # waiting for the gate is not its fault
-                    async with self._row(ctx, name, at_once=route.long or self._delivery.delivered > 1):
-                        return await self._performer.durable(ctx, name, route.handler, message, digest, route.output)
+            if crashes >= MAX_CRASHES:
+                return await self._performer.give_up(ctx, name, digest, CRASHED)
+            async with self._host.gate.alone() if crashes else self._host.gate.together():
+                ctx.deadline = time.time() + route.timeout_s  # waiting for the gate is not its fault
+                async with self._row(ctx, name, at_once=route.long or self._delivery.delivered > 1):
+                    return await self._performer.durable(ctx, name, route.handler, message, digest, route.output)
         finally:
             for ident in idents:
                 self._host.running.remove(ctx.tenant, ident, self.stop)
