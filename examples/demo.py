@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli.platform import Platform
 from cli.tokens import sign
 from examples import pdf
+from stack import StackError
+from subjects.contract import Fault
 
 TENANT = "demo"
 TIMEOUT_S = 120.0
@@ -141,18 +143,21 @@ async def run(seed: int, home: Path, *, number_matters: bool) -> bool:
     print(f"seed {seed}: a page of prose that holds the sentence “{told.fact}”")
     path = home / "lighthouse.pdf"
     pdf.write(path, told.lines)
-    async with Platform(home, port=ANY_FREE_PORT, ports=PORTS, report=lambda line: print(f"  {line}")) as platform:
-        headers = {"Authorization": f"Bearer {sign(platform.settings(), TENANT)}"}
-        async with httpx.AsyncClient(base_url=platform.url, headers=headers, timeout=TIMEOUT_S) as http:
-            await upload(http, path)
-            print(f"\nquestion    {told.question}")
-            answers = {
-                "HTTP, JSON": await over_http(http, told.question),
-                "NATS, msgpack": await over_nats(platform.stack.nats_url, told.question),
-            }
-        good = [check(told, answer, way, number_matters=number_matters) for way, answer in answers.items()]
-        print("\nstopping")
-    platform.stack.abandon()
+    platform = Platform(home, port=ANY_FREE_PORT, ports=PORTS, report=lambda line: print(f"  {line}"))
+    try:
+        async with platform:
+            headers = {"Authorization": f"Bearer {sign(platform.settings(), TENANT)}"}
+            async with httpx.AsyncClient(base_url=platform.url, headers=headers, timeout=TIMEOUT_S) as http:
+                await upload(http, path)
+                print(f"\nquestion    {told.question}")
+                answers = {
+                    "HTTP, JSON": await over_http(http, told.question),
+                    "NATS, msgpack": await over_nats(platform.stack.nats_url, told.question),
+                }
+            good = [check(told, answer, way, number_matters=number_matters) for way, answer in answers.items()]
+            print("\nstopping")
+    finally:
+        platform.stack.abandon()
     return all(good)
 
 
@@ -172,7 +177,7 @@ async def main() -> int:
         good = await run(given.seed, home, number_matters=not given.answer_optional)
     except asyncio.CancelledError:
         print("interrupted")
-    except (httpx.HTTPError, RuntimeError, TimeoutError) as error:
+    except (httpx.HTTPError, StackError, Fault, RuntimeError, TimeoutError) as error:
         print(f"failed: {error}; see {home / 'logs'}")
     finally:
         if not given.keep:
