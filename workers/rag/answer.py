@@ -29,8 +29,8 @@ _number = re.compile(r"\d[\d.,:/-]*")
 _STOP = frozenset(
     {
         "a", "an", "and", "are", "as", "at", "be", "by", "did", "do", "does", "for", "from", "had", "has", "have",
-        "how", "in", "is", "it", "its", "many", "much", "of", "on", "or", "that", "the", "this", "to", "was", "were", "what",
-        "when", "where", "which", "who", "whom", "whose", "why", "will", "with",
+        "how", "in", "is", "it", "its", "many", "much", "of", "on", "or", "that", "the", "this", "to", "was", "were",
+        "what", "when", "where", "which", "who", "whom", "whose", "why", "will", "with",
     }
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
@@ -49,7 +50,9 @@ class Context(Generic[D]):
         self.stop = stop
         self.job_id: str | None = None
         self.durable = False
-        self.attempt = 1
+        self.attempt = 1  # of the work: being handed back does not count
+        self.claimed = asyncio.Event()
+        self.resumed = False  # handed back before, so that it has been said to have started
         self.key: str | None = None
         self.output: OutputWriter | None = None
         self.output_id: str | None = None

@@ -183,6 +183,7 @@ class Durable:
             await asyncio.wait({task})
 
     async def _say_running(self, ctx: Context[Any], name: str, after_s: float) -> None:
+        await ctx.claimed.wait()
         await asyncio.sleep(after_s)
         component, _, operation = name.partition(".")
         delivery = self._delivery
@@ -192,18 +193,23 @@ class Durable:
                 str(ctx.job_id),
                 component=component,
                 operation=operation,
-                attempt=delivery.delivered,
+                attempt=ctx.attempt,
                 headers=delivery.headers,
                 body=delivery.data,
             )
         except Fault as fault:
             log.warning("job row not written", code=fault.code.value)
             return
-        started = JobChanged(
-            entity_id=str(ctx.job_id), component=component, operation=operation, status="running",
-            attempt=delivery.delivered,
-        )  # fmt: skip
-        self._host.facts.publish(ctx.tenant, STARTED, started, ctx.event_headers())
+        if not ctx.resumed:
+            started = JobChanged(
+                entity_id=str(ctx.job_id),
+                version=ctx.attempt,
+                component=component,
+                operation=operation,
+                status="running",
+                attempt=ctx.attempt,
+            )
+            self._host.facts.publish(ctx.tenant, STARTED, started, ctx.event_headers())
 
     def _of(self, identity: Identity, route: Route | None, key: str) -> Context[Any]:
         # The deadline header says when a job may start; how long it may run is its contract's matter.

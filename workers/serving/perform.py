@@ -115,7 +115,8 @@ class Performer:
         claim = await self._claim(ctx, inbox, name, digest)
         if isinstance(claim, Done):
             return self._known(claim, output)
-        ctx.attempt = claim.attempts
+        ctx.attempt, ctx.resumed = claim.attempts - claim.hand_backs, claim.hand_backs > 0
+        ctx.claimed.set()
         if ctx.output_id is not None:
             ctx.output = OutputWriter(self._host.connection, ctx.tenant, ctx.output_id, claim.attempts)
         try:
