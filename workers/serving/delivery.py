@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import codec
 from codec import headers as names
+from codec.formats import content_type_of
 from runtime import headers
 from runtime.identity import Identity
 from runtime.jobs import stored_id
@@ -31,9 +32,10 @@ class Delivery:
         given = headers.parse(block) if block else {}
         content_type = given.get(names.CONTENT_TYPE) or sniff(data)
         try:
-            accept = codec.negotiate(given.get(names.ACCEPT), content_type)
-        except Fault:
-            accept = codec.MSGPACK
+            default = content_type_of(content_type)
+        except Fault:  # decoding will refuse it: that refusal must go out in a codec that there is
+            default = codec.MSGPACK
+        accept = codec.negotiate(given.get(names.ACCEPT), default)
         return cls(subject.decode(), reply.decode(), data, given, content_type, accept)
 
     def addressed(self) -> grammar.Address:

@@ -22,7 +22,7 @@ from workers.serving.context import Context
 from workers.serving.delivery import Delivery
 from workers.serving.durable import Durable
 from workers.serving.host import Host
-from workers.serving.middleware import wrap
+from workers.serving.middleware import EVENT_MIDDLEWARE, wrap
 from workers.serving.outcome import Outcome
 from workers.serving.perform import Performer
 from workers.serving.pull import Pull
@@ -66,7 +66,9 @@ class Dispatcher:
             await self._pull(streams.JOBS, streams.jobs_consumer(name, settings), slots, None)
         for on in self.worker.consumes:
             consumer = streams.event_consumer(name, on.event.component, on.event, settings)
-            await self._pull(streams.EVENTS, consumer, EVENT_SLOTS, (on.event, wrap(on.event.name, on.handler)))
+            await self._pull(
+                streams.EVENTS, consumer, EVENT_SLOTS, (on.event, wrap(on.event.name, on.handler, EVENT_MIDDLEWARE))
+            )
         subject = grammar.requests_of(name, "*")
         self._subscription = await connection.listen(subject, self._on_request, queue=name)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from runtime.telemetry import bind, trace_id
 from subjects import grammar
 from subjects.contract import AnyEvent, Code, Fault
 from subjects.jobs import STARTED, JobChanged
+from workers.serving.alongside import Alongside
 from workers.serving.context import Context
 from workers.serving.delivery import Delivery
 from workers.serving.host import Host
@@ -27,10 +29,13 @@ from workers.serving.perform import Performer
 from workers.serving.route import Handler, Route
 from workers.serving.running import Cancellable
 from workers.serving.settle import INBOX_PREFIX, MAX_CRASHES, answer, end_output, settle
+from workers.serving.slots import AloneTooLate
 
 log = structlog.get_logger("workers.serving")
 
 EVENT_TIMEOUT_S = 300.0
+ALONE_WAIT_S, ALONE_WAIT_MOST_S = 5.0, 60.0  # while one waits to run alone, newcomers wait behind it
+ALONE_AGAIN_S = 5.0
 ROW_AFTER_S = 0.2  # a job that ends sooner writes its row once, at its end
 CRASHED = Fault(Code.INTERNAL, f"the job's worker process died {MAX_CRASHES} times while it ran; it is not run again")
 LATE = Fault(Code.TIMEOUT, "its deadline had passed before it could be started")
@@ -129,10 +134,14 @@ class Durable:
         try:
             if crashes >= MAX_CRASHES:
                 return await self._performer.give_up(ctx, name, digest, CRASHED)
-            async with self._host.gate.alone() if crashes else self._host.gate.together():
+            gate = self._host.gate
+            alone_wait_s = min(ALONE_WAIT_S * self._delivery.delivered, ALONE_WAIT_MOST_S)
+            async with gate.alone(alone_wait_s) if crashes else gate.together():
                 ctx.deadline = time.time() + route.timeout_s  # waiting for the gate is not its fault
                 async with self._row(ctx, name, at_once=route.long or self._delivery.delivered > 1):
                     return await self._performer.durable(ctx, name, route.handler, message, digest, route.output)
+        except AloneTooLate:  # the others go on; another process may be idle, or this one later
+            return Outcome("again", delay_s=ALONE_AGAIN_S)
         finally:
             for ident in idents:
                 self._host.running.remove(ctx.tenant, ident, self.stop)
@@ -152,39 +161,26 @@ class Durable:
             )
         return Outcome("again")
 
-    @asynccontextmanager
-    async def _pulse(self) -> AsyncIterator[None]:
+    def _pulse(self) -> Alongside:
         """Tell the server every third of ack_wait that the message is being worked on."""
+        every_s = self._host.settings.job_ack_wait_s / 3
 
         async def pulse() -> None:
             while True:
-                await asyncio.sleep(self._host.settings.job_ack_wait_s / 3)
                 if self._host.connection.is_connected:
                     self._host.connection.write(self._delivery.reply, b"+WPI")
+                await asyncio.sleep(every_s)
 
-        task = asyncio.create_task(pulse(), name="pulse")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
+        return Alongside(pulse, every_s)
 
-    @asynccontextmanager
-    async def _row(self, ctx: Context[Any], name: str, *, at_once: bool) -> AsyncIterator[None]:
+    def _row(self, ctx: Context[Any], name: str, *, at_once: bool) -> AbstractAsyncContextManager[None]:
         """The job's row says running, once it is worth saying so."""
         if ctx.job_id is None:
-            yield
-            return
-        task = asyncio.create_task(self._say_running(ctx, name, 0.0 if at_once else ROW_AFTER_S), name="job row")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
+            return nullcontext()
+        return Alongside(partial(self._say_running, ctx, name), 0.0 if at_once else ROW_AFTER_S)
 
-    async def _say_running(self, ctx: Context[Any], name: str, after_s: float) -> None:
+    async def _say_running(self, ctx: Context[Any], name: str) -> None:
         await ctx.claimed.wait()
-        await asyncio.sleep(after_s)
         component, _, operation = name.partition(".")
         delivery = self._delivery
         try:

@@ -96,10 +96,11 @@ def permitted(name: str, handler: Handler) -> Handler:
 
 # Outermost first.
 MIDDLEWARE: tuple[Middleware, ...] = (logged, permitted, contained, timed)
+EVENT_MIDDLEWARE: tuple[Middleware, ...] = (logged, contained, timed)  # a fact is heard whoever caused it
 
 
-def wrap(name: str, handler: Handler) -> Handler:
-    for middleware in reversed(MIDDLEWARE):
+def wrap(name: str, handler: Handler, middlewares: tuple[Middleware, ...] = MIDDLEWARE) -> Handler:
+    for middleware in reversed(middlewares):
         handler = middleware(name, handler)
     return handler
 

@@ -26,6 +26,7 @@ from store.valkey_inbox import ValkeyInbox
 from subjects import grammar
 from subjects.contract import Call, Code, Fault, Model
 from subjects.jobs import CANCELLED, FAILED, SUCCEEDED, JobChanged, JobFault, Status
+from workers.serving.alongside import Alongside
 from workers.serving.context import Context
 from workers.serving.host import Host
 from workers.serving.outcome import Outcome, Verdict
@@ -69,7 +70,7 @@ class Performer:
 
     async def _run_now(self, ctx: Context[Any], handler: Handler, message: Model) -> Model:
         reply: Model = await self._handled(ctx, handler, message)
-        if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
+        if ctx.began or (ctx.emitted and isinstance(self._keys, Inbox)):
             await self._commit(ctx, None)
         return reply
 
@@ -229,28 +230,24 @@ class Performer:
 
         async def renew() -> None:
             while True:
-                await asyncio.sleep(self._lease_s / 3)
                 try:
                     if not await keys.renew(ctx.tenant, name, str(ctx.key), owner, lease_s=self._lease_s):
                         ctx.stop.cancel("lost")
-                    elif ctx.job_id is not None and await self._host.books.jobs.cancel_requested(
-                        ctx.tenant, ctx.job_id
-                    ):
+                    elif jobs is not None and await jobs.cancel_requested(ctx.tenant, str(ctx.job_id)):
                         ctx.stop.cancel("caller")
                 except Fault as fault:
                     log.warning("claim not renewed", operation=name, code=fault.code.value)
+                await asyncio.sleep(self._lease_s / 3)
 
-        task = asyncio.create_task(renew(), name=f"renew {name}")
+        jobs = self._host.books.jobs if ctx.job_id is not None else None
         try:
-            yield
+            async with Alongside(renew, self._lease_s / 3):
+                yield
         except asyncio.CancelledError:
             if ctx.stop.reason == "lost":
                 _uncancel()
                 raise LeaseLost from None
             raise
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
     async def _finish(
         self,
@@ -268,7 +265,7 @@ class Performer:
         if fault is not None:
             ctx.emitted.clear()
         if isinstance(keys, ValkeyInbox):
-            if self._host.maybe_database is not None and (ctx.began or ctx.emitted):
+            if ctx.began:
                 await self._commit(ctx, None)
             await keys.finish(ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=problem)
             return

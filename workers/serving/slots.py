@@ -45,6 +45,10 @@ class Slots:
         return self.running == 0
 
 
+class AloneTooLate(Exception):
+    """The others in this process did not get done in time."""
+
+
 class Gate:
     """Many may pass together, or one alone. A waiting one closes the gate for newcomers, so that it gets its turn.
 
@@ -69,12 +73,16 @@ class Gate:
             await self._wake()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def alone(self, wait_s: float) -> AsyncIterator[None]:
+        """Raises AloneTooLate when the others are not done within wait_s."""
         async with self._changed:
             self._waiting_alone += 1
             try:
-                await self._changed.wait_for(lambda: not self._alone and not self._together)
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait_for(lambda: not self._alone and not self._together)
                 self._alone = True
+            except TimeoutError as error:
+                raise AloneTooLate from error
             finally:
                 self._waiting_alone -= 1
                 self._changed.notify_all()
