@@ -17,7 +17,7 @@ from stack import Stack
 if TYPE_CHECKING:
     from runtime.settings import Settings
 
-pytest_plugins = ["tests.lab.fixtures"]
+pytest_plugins = ["tests.lab.fixtures", "tests.e2e.platform"]
 
 ROOT = Path(__file__).resolve().parent.parent
 ACK_WAIT_S = 2
