@@ -6,44 +6,32 @@ A request without a key, or of an operation that changes nothing, just runs.
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import structlog
 
-import codec
-from runtime.crash import crash_point
 from runtime.output import OutputWriter
-from store.ending import Ending, JobEnd, finish
 from store.inbox import Claimed, Done, Inbox, LeaseLost
 from store.pgerrors import OutcomeUnknown
 from store.valkey_inbox import ValkeyInbox
-from subjects import grammar
 from subjects.contract import Call, Code, Fault, Model
-from subjects.jobs import CANCELLED, FAILED, SUCCEEDED, JobChanged, JobFault, Status
 from workers.serving.alongside import Alongside
+from workers.serving.commit import Committer
 from workers.serving.context import Context
 from workers.serving.host import Host
-from workers.serving.outcome import Outcome, Verdict
+from workers.serving.kept import as_fault, restored, verdict_on
+from workers.serving.outcome import Outcome
 from workers.serving.route import Handler, Later
 from workers.serving.settle import MAX_FAULTS, retry_delay_s
 
 log = structlog.get_logger("workers.serving")
 
 
-MAX_STORED_REPLY_BYTES = 64 * 1024
 POLL_FIRST_S, POLL_MOST_S = 0.02, 0.5  # a duplicate looks at the row of the first, holding no connection
 UNKNOWN_COMMIT_DELAY_S = 1.0
-AFTER_COMMIT_TIMEOUT_S = 5.0
-TOO_LARGE_TO_KEEP = Fault(
-    Code.CONFLICT, "this key was used before and its effect stands, but its reply was too large to keep"
-)
-ENDED = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
 
 class Performer:
@@ -51,6 +39,7 @@ class Performer:
 
     def __init__(self, host: Host, keys: Inbox | ValkeyInbox | None) -> None:
         self._host = host
+        self._committer = Committer(host)
         self._keys = keys  # where requests claim; jobs and events always claim in the database
         # A claim whose process died is free when the broker delivers its message again; renewed every third of it.
         self._lease_s = host.settings.job_ack_wait_s
@@ -63,7 +52,7 @@ class Performer:
         """The answer to a request: never raises, except when this process is stopping."""
         try:
             if ctx.key is None or self._keys is None:
-                return Outcome("done", await self._run_now(ctx, handler, message), then=self._then(ctx))
+                return Outcome("done", await self._run_now(ctx, handler, message), then=self._committer.then(ctx))
             return await self._once(ctx, call, handler, message, digest)
         except Fault as fault:
             return Outcome("done", fault=fault)
@@ -71,7 +60,7 @@ class Performer:
     async def _run_now(self, ctx: Context[Any], handler: Handler, message: Model) -> Model:
         reply: Model = await self._handled(ctx, handler, message)
         if ctx.began or (ctx.emitted and isinstance(self._keys, Inbox)):
-            await self._commit(ctx, None)
+            await self._committer.commit(ctx, None)
         return reply
 
     async def _once(
@@ -86,7 +75,9 @@ class Performer:
         try:
             async with self._renewing(ctx, self._keys, call.name, owner):
                 reply = await self._handled(ctx, handler, message)
-            await self._finish(ctx, self._keys, call.name, owner, reply, None)
+            await self._committer.finish(ctx, self._keys, call.name, owner, reply, None)
+        except LeaseLost as error:
+            raise Fault(Code.UNAVAILABLE, "another process took over this key; ask again with it") from error
         except Fault as fault:
             await self._conclude(ctx, self._keys, call.name, owner, fault)
             raise
@@ -94,17 +85,17 @@ class Performer:
             with suppress(Fault):
                 await self._keys.release(ctx.tenant, call.name, str(ctx.key), owner)
             raise
-        return Outcome("done", reply, then=self._then(ctx))
+        return Outcome("done", reply, then=self._committer.then(ctx))
 
     async def _conclude(
         self, ctx: Context[Any], keys: Inbox | ValkeyInbox, name: str, owner: str, fault: Fault
     ) -> None:
         """A fault that will not change is kept like an answer; one that may frees the key."""
-        with suppress(Fault):
+        with suppress(Fault, LeaseLost):
             if fault.retryable or fault.code in (Code.CANCELLED, Code.FORBIDDEN):
                 await keys.release(ctx.tenant, name, str(ctx.key), owner)
             else:
-                await self._finish(ctx, keys, name, owner, None, fault)
+                await self._committer.finish(ctx, keys, name, owner, None, fault)
 
     # --- jobs and events --------------------------------------------------------------------------------------------
 
@@ -144,16 +135,16 @@ class Performer:
         try:
             async with self._renewing(ctx, inbox, name, claim.owner):
                 reply = await self._handled(ctx, handler, message)
-            await self._finish(ctx, inbox, name, claim.owner, reply, None)
+            await self._committer.finish(ctx, inbox, name, claim.owner, reply, None)
         except (LeaseLost, OutcomeUnknown):
             raise
         except Fault as fault:
             if fault.retryable and claim.faults + 1 < MAX_FAULTS:
                 await self._released(ctx, name, claim.owner, fault=True)
                 return Outcome("again", fault=fault, delay_s=fault.retry_after_s or retry_delay_s(claim.faults + 1))
-            await self._finish(ctx, inbox, name, claim.owner, None, fault)
+            await self._committer.finish(ctx, inbox, name, claim.owner, None, fault)
             return Outcome(verdict_on(fault), fault=fault, attempt=claim.attempts, output=ctx.output)
-        await self.afterwards(ctx)
+        await self._committer.afterwards(ctx)
         return Outcome("done", reply, attempt=claim.attempts, output=ctx.output)
 
     async def crashes(self, ctx: Context[Any], name: str) -> int:
@@ -172,7 +163,7 @@ class Performer:
         if isinstance(claim, Done):
             return self._known(claim, None)
         ctx.attempt = claim.attempts
-        await self._finish(ctx, inbox, name, claim.owner, None, fault)
+        await self._committer.finish(ctx, inbox, name, claim.owner, None, fault)
         return Outcome(verdict_on(fault), fault=fault, attempt=claim.attempts)
 
     async def _released(
@@ -248,115 +239,6 @@ class Performer:
                 _uncancel()
                 raise LeaseLost from None
             raise
-
-    async def _finish(
-        self,
-        ctx: Context[Any],
-        keys: Inbox | ValkeyInbox,
-        name: str,
-        owner: str,
-        reply: Model | None,
-        fault: Fault | None,
-    ) -> None:
-        """Commit the end of a message: the handler's writes, the claim as done, the job's row, the events."""
-        body = None if reply is None else codec.encode(reply)
-        kept = body if body is not None and len(body) <= MAX_STORED_REPLY_BYTES else None
-        problem = None if fault is None else codec.encode(codec.to_problem(fault))
-        if fault is not None:
-            ctx.emitted.clear()
-        if isinstance(keys, ValkeyInbox):
-            if ctx.began:
-                await self._commit(ctx, None)
-            await keys.finish(ctx.tenant, name, str(ctx.key), owner, reply=kept, fault=problem)
-            return
-        job = self._job_end(ctx, name, reply, fault)
-        await self._commit(ctx, Ending(name, str(ctx.key), owner, kept, problem, job))
-
-    def _job_end(self, ctx: Context[Any], name: str, reply: Model | None, fault: Fault | None) -> JobEnd | None:
-        """The final state of the job's row, and the event that tells of it."""
-        if ctx.job_id is None:
-            return None
-        component, _, operation = name.partition(".")
-        status: Status = "succeeded" if fault is None else "cancelled" if fault.code is Code.CANCELLED else "failed"
-        told = None if fault is None else fault_of_job(fault)
-        result = None if reply is None else codec.encode(reply, codec.JSON)
-        kept = json.loads(result) if result is not None and len(result) <= MAX_STORED_REPLY_BYTES else None
-        changed = JobChanged(
-            entity_id=ctx.job_id,
-            version=ctx.attempt,
-            component=component,
-            operation=operation,
-            status=status,
-            attempt=ctx.attempt,
-            fault=told,
-        )
-        ctx.emit(ENDED[status], changed)
-        return JobEnd(ctx.job_id, status, ctx.attempt, kept, None if told is None else told.model_dump())
-
-    async def _commit(self, ctx: Context[Any], ending: Ending | None) -> None:
-        """THE transaction: what the handler wrote, then the books, then COMMIT; events are published after it."""
-        books, database = self._host.books, self._host.database
-        rows = [
-            books.outbox.row(
-                grammar.event(ctx.tenant, event.component, event.occurred), ctx.event_headers(), codec.encode(payload)
-            )
-            for event, payload in ctx.emitted
-        ]
-        crash_point("before_tx")
-        if ctx.began or ending is None:
-            tx = await ctx.begin()
-            try:
-                if ending is not None:
-                    await finish(database, ctx.tenant, replace(ending, events=rows), tx=tx)
-                elif rows:
-                    await books.outbox.add(tx, ctx.tenant, rows)
-                crash_point("mid_tx")
-            except BaseException as error:
-                await ctx.rollback(error)
-                raise
-            await ctx.commit()
-        else:
-            await finish(database, ctx.tenant, replace(ending, events=rows))
-        crash_point("after_commit")
-        books.outbox.notify(ctx.tenant, rows)
-        ctx.emitted.clear()
-
-    def _then(self, ctx: Context[Any]) -> Callable[[], Awaitable[None]] | None:
-        return partial(self.afterwards, ctx) if ctx.emitted or ctx.afterwards else None
-
-    async def afterwards(self, ctx: Context[Any]) -> None:
-        """Best effort once the effect stands; of a request, once its answer is out. Raises nothing."""
-        for event, payload in ctx.emitted:  # a component without a database: nothing to commit the fact with
-            self._host.facts.publish(ctx.tenant, event, payload, ctx.event_headers())
-        for fn in ctx.afterwards:
-            try:
-                async with asyncio.timeout(AFTER_COMMIT_TIMEOUT_S):
-                    await fn()
-            except (Fault, TimeoutError) as failure:
-                log.warning("after commit", error=str(failure))
-
-
-def fault_of_job(fault: Fault) -> JobFault:
-    return JobFault(code=fault.code.value, detail=fault.detail, retryable=fault.retryable, errors=list(fault.errors))
-
-
-def verdict_on(fault: Fault) -> Verdict:
-    """What becomes of a job that ended in this fault for good: a cancelled one is wanted so, any other is kept dead."""
-    return "done" if fault.code is Code.CANCELLED else "dead"
-
-
-def as_fault(kept: bytes) -> Fault:
-    problem = codec.decode(kept, codec.Problem)
-    return Fault(Code(problem.code), problem.detail, errors=problem.errors)
-
-
-def restored(done: Done, output: type[Model]) -> dict[str, Any]:
-    """The kept answer of an earlier message under the same key, as fields of an Outcome."""
-    if done.fault is not None:
-        return {"fault": as_fault(done.fault)}
-    if done.reply is None:
-        return {"fault": TOO_LARGE_TO_KEEP}
-    return {"reply": codec.decode(done.reply, output)}
 
 
 def _uncancel() -> None:
