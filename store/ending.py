@@ -11,10 +11,11 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from store import sql
-from store.database import Database, Transaction
+from store.database import Database
 from store.inbox import LeaseLost
 from store.outbox import OutboxRow, columns
 from store.together import Together
+from store.transaction import Transaction
 
 _queries = sql.load("store", "ending.sql")
 

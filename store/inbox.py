@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from store import sql
-from store.database import Database, Record, Transaction
+from store.database import Database
 from store.together import Together
+from store.transaction import Record, Transaction
 from subjects.contract import Code, Fault
 
 MAX_KEY_BYTES = 1024

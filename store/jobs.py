@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from store import sql
-from store.database import Database, Record, Transaction
+from store.database import Database
+from store.transaction import Record, Transaction
 from subjects.contract import Code, Fault
 
 _queries = sql.load("store", "jobs.sql")

@@ -18,7 +18,8 @@ import structlog
 
 from runtime.crash import crash_point
 from store import sql
-from store.database import Database, Transaction
+from store.database import Database
+from store.transaction import Transaction
 from subjects.contract import Fault
 
 WAITING_ROWS = 10_000

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from store import sql
-from store.database import Database, Transaction
+from store.database import Database
+from store.transaction import Transaction
 from subjects.contract import Code, Fault
 
 MAX_RESULT_BYTES = 1024 * 1024

@@ -14,8 +14,9 @@ import pytest
 import pytest_asyncio
 
 from stack import Stack
-from store.database import Database, Transaction
+from store.database import Database
 from store.migrate import Migration, migrate
+from store.transaction import Transaction
 from subjects.contract import Code, Fault
 
 PAPERS = Migration(
@@ -198,7 +199,7 @@ async def test_many_rows_go_in_by_copy_under_the_policy(database: Database, tena
 async def test_when_all_connections_are_busy_the_wait_is_bounded(
     database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.database.ACQUIRE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("store.transaction.ACQUIRE_TIMEOUT_S", 0.2)
     async with database.transaction(tenant), database.transaction(tenant), database.transaction(tenant):
         with pytest.raises(Fault) as raised:
             async with database.transaction(tenant):

@@ -210,8 +210,10 @@ async def test_a_queued_job_that_is_cancelled_never_runs(
 
 async def test_a_running_job_is_cancelled_within_a_second(client: Client, identity: Identity, stack: Stack) -> None:
     submitted = await client.submit(lab.WRITE, lab.Write(name="run", sleep_s=20), identity=identity)
-    while (await client.call(jobs.GET, jobs.GetJob(job_id=submitted.job_id), identity=identity)).status == "queued":
-        await asyncio.sleep(0.05)
+    while True:
+        job = await client.call(jobs.WAIT, jobs.WaitForJob(job_id=submitted.job_id, wait_s=0.2), identity=identity)
+        if job.status == "running":
+            break
     started = time.monotonic()
     await client.call(jobs.CANCEL, jobs.CancelJob(job_id=submitted.job_id), identity=identity)
     job = await ended(client, identity, submitted.job_id)

@@ -8,9 +8,9 @@ from typing import Literal, TypedDict
 
 from pydantic import JsonValue
 
-from store.database import Record as Row
-from store.database import Transaction
 from store.sql import load
+from store.transaction import Record as Row
+from store.transaction import Transaction
 from subjects.ingestion import STAGES, File, Register, Stage, StageName
 
 queries = load("workers.ingestion")

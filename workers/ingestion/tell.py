@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import codec
-from store.database import Transaction
+from store.transaction import Transaction
 from subjects import grammar
 from subjects.contract import Event, EventPayload
 from workers.serving import Context

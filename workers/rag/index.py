@@ -15,8 +15,8 @@ from typing import Any
 
 from pgvector import Vector
 
-from store.database import Record, Transaction
 from store.sql import load
+from store.transaction import Record, Transaction
 from subjects.contract import Code, Fault
 from workers.rag.chunking import Chunk
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pgvector import Vector
 
-from store.database import Record, Transaction
+from store.transaction import Record, Transaction
 from subjects import rag
 from workers.rag.index import queries
 

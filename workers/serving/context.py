@@ -19,7 +19,7 @@ from runtime.identity import Identity
 from runtime.output import OutputWriter
 from runtime.settings import Settings
 from runtime.stream import Stream
-from store.database import Transaction
+from store.transaction import Transaction
 from subjects import jobs
 from subjects.contract import Call, Code, Event, EventPayload, Fault, Model
 from workers.serving.host import Host
