@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-DEMO_TENANT = "demo"
+from cli import DEMO_TENANT
 
 app = typer.Typer(
     name="faas",

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cli import session, tokens
-from cli.main import DEMO_TENANT
+from cli import DEMO_TENANT, session, tokens
 from cli.platform import Platform
 from runtime.settings import Settings
 from stack import StackError
