@@ -13,6 +13,8 @@ from runtime.jobs import stored_id
 from subjects import grammar
 from subjects.contract import Code, Fault
 
+MAX_DIGEST_CHARS = 128
+
 
 @dataclass
 class Delivery:
@@ -59,9 +61,18 @@ class Delivery:
         same."""
         if address.ident:
             return address.ident
+        return self.stored_id(address.tenant)
+
+    def stored_id(self, tenant: str) -> str:
+        """An id of this one stored message, the same at every delivery."""
         tokens = self._ack_tokens()
-        stored = f"{address.tenant}\0{tokens[-7]}\0{tokens[-4]}\0{tokens[-2]}"  # stream, sequence, time of storing
-        return stored_id(stored)
+        return stored_id(f"{tenant}\0{tokens[-7]}\0{tokens[-4]}\0{tokens[-2]}")  # stream, sequence, time of storing
+
+    @property
+    def digest(self) -> str:
+        """Body-Digest; empty when it is absent or cannot be one."""
+        value = self.headers.get(names.BODY_DIGEST, "")
+        return value if len(value) <= MAX_DIGEST_CHARS and value.isprintable() else ""
 
     def _ack_tokens(self) -> list[str]:
         # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>;

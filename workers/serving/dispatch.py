@@ -12,7 +12,7 @@ import structlog
 import codec
 from codec import headers as names
 from runtime import streams
-from runtime.identity import Identity
+from runtime.identity import Identity, new_id
 from runtime.jobs import job_id as job_id_of
 from runtime.output import OutputWriter
 from runtime.telemetry import bind, trace_id
@@ -94,7 +94,7 @@ class Dispatcher:
         # Called by the read loop: take a slot, start a task, return.
         delivery, stop = Delivery.of(subject, reply, data, block), Cancellable()
         if not self._slots.offer(lambda: self._spawn(self._request(delivery, stop), stop, self._slots.release)):
-            request_id = delivery.headers.get(names.REQUEST_ID, "")
+            request_id = delivery.headers.get(names.REQUEST_ID) or new_id()
             answer(self._host.connection, delivery.reply, delivery.accept, BUSY, request_id, "")
 
     async def _request(self, delivery: Delivery, stop: Cancellable) -> None:
@@ -112,7 +112,7 @@ class Dispatcher:
         except Exception:
             log.exception("unexpected exception in the dispatcher", subject=delivery.subject)
             outcome = Outcome("done", fault=Fault(Code.INTERNAL, "internal error"))
-        request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID, "")
+        request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID) or new_id()
         correlation_id = identity.correlation_id if identity else ""
         answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
         if outcome.then is not None:

@@ -51,7 +51,7 @@ class Durable:
         self._performer = performer
         self._context = context
         self._delivery = delivery
-        self._digest = delivery.headers.get(names.BODY_DIGEST, "")
+        self._digest = delivery.digest
         self.stop = Cancellable()
 
     async def job(self, routes: Mapping[str, Route]) -> None:
@@ -70,6 +70,9 @@ class Durable:
                 outcome = await self._job(name, address.tenant, job_id, routes.get(address.operation))
             except asyncio.CancelledError:
                 outcome = await self._stopped(name, address.tenant, job_id)
+        if outcome.verdict == "stray":
+            stray = delivery.stored_id(address.tenant)
+            dead = grammar.dead_letter(address.tenant, address.component, address.operation, stray, 0)
         await settle(self._host.connection, delivery, outcome, dead)
         if outcome.verdict in ("done", "dead"):
             await self._tell(address.tenant, job_id, outcome)

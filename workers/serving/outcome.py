@@ -9,13 +9,14 @@ from typing import Literal
 from runtime.output import OutputWriter
 from subjects.contract import Fault, Model
 
-Verdict = Literal["done", "dead", "again", "lost"]
+Verdict = Literal["done", "dead", "stray", "again", "lost"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """done: ack. dead: dead-letter, then terminate. again: deliver again after delay_s. lost: another process has it,
-    so touch nothing. Exactly one of reply and fault is set when a caller may be told.
+    """done: ack. dead: dead-letter, then terminate. stray: the same, but it came under the id of another message, whose
+    job and output it must not touch. again: deliver again after delay_s. lost: another process has it, so touch
+    nothing. Exactly one of reply and fault is set when a caller may be told.
     output is where its chunks went, for the last one to follow; then is to be awaited once the answer is out."""
 
     verdict: Verdict

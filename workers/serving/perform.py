@@ -104,7 +104,10 @@ class Performer:
     ) -> Outcome:
         """Perform a job (output given) or an event. Raises only when this process is stopping."""
         inbox = self._host.books.inbox
-        claim = await self._claim(ctx, inbox, name, digest)
+        try:
+            claim = await self._claim(ctx, inbox, name, digest)
+        except Fault as fault:  # only what will never change: another message under this id
+            return Outcome("stray", fault=fault)
         if isinstance(claim, Done):
             return self._known(claim, output)
         ctx.attempt, ctx.resumed = claim.attempts - claim.hand_backs, claim.hand_backs > 0
@@ -141,7 +144,9 @@ class Performer:
         except Fault as fault:
             if fault.retryable and claim.faults + 1 < MAX_FAULTS:
                 await self._released(ctx, name, claim.owner, fault=True)
-                return Outcome("again", fault=fault, delay_s=fault.retry_after_s or retry_delay_s(claim.faults + 1))
+                # The hint is the least to wait: alone, it would use up every attempt while a callee starts again.
+                delay_s = max(fault.retry_after_s or 0.0, retry_delay_s(claim.faults + 1))
+                return Outcome("again", fault=fault, delay_s=delay_s)
             await self._committer.finish(ctx, inbox, name, claim.owner, None, fault)
             return Outcome(verdict_on(fault), fault=fault, attempt=claim.attempts, output=ctx.output)
         await self._committer.afterwards(ctx)
@@ -159,7 +164,10 @@ class Performer:
     async def give_up(self, ctx: Context[Any], name: str, digest: str, fault: Fault) -> Outcome:
         """Record a job as failed without running it, and have it dead-lettered."""
         inbox = self._host.books.inbox
-        claim = await self._claim(ctx, inbox, name, digest)
+        try:
+            claim = await self._claim(ctx, inbox, name, digest)
+        except Fault as refused:
+            return Outcome("stray", fault=refused)
         if isinstance(claim, Done):
             return self._known(claim, None)
         ctx.attempt = claim.attempts

@@ -67,7 +67,7 @@ async def settle(connection: Connection, delivery: Delivery, outcome: Outcome, d
             connection.write(delivery.reply, b"+ACK")
         case "again":
             _give_back(connection, delivery, outcome.delay_s)
-        case "dead":
+        case "dead" | "stray":
             if await _dead_letter(connection, delivery, outcome, dead_subject):
                 crash_point("after_dead_letter")
                 connection.write(delivery.reply, b"+TERM")
@@ -86,7 +86,7 @@ async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outc
     """Store the message as a dead letter. False when the stream cannot take it: then the original must stay."""
     fault = outcome.fault or Fault(Code.INTERNAL, "internal error")
     headers = {
-        **{name: value for name, value in delivery.headers.items() if not name.startswith("Nats-")},
+        **{name: value for name, value in delivery.headers.items() if _is_kept(name)},
         names.CONTENT_TYPE: delivery.content_type,
         names.EXPECTED_SUBJECT_SEQUENCE: "0",
         names.DEAD_CODE: fault.code.value,
@@ -95,8 +95,10 @@ async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outc
         names.DEAD_AT: datetime.now(UTC).isoformat(),
         names.DEAD_SUBJECT: delivery.subject,
     }
+    # The original stays in its stream for a week: where both do not fit into one message, it alone has the body.
+    data = delivery.data if len(delivery.data) + len(block(headers)) <= connection.max_payload else b""
     try:
-        ack = await ask_stream(connection.requests, subject, delivery.data, block(headers))
+        ack = await ask_stream(connection.requests, subject, data, block(headers))
         error = json.loads(ack.data).get("error")
     except (Fault, ValueError) as failure:
         log.error("dead letter not stored; the message stays", subject=subject, error=str(failure))
@@ -106,6 +108,11 @@ async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outc
         return False
     log.warning("dead-lettered", subject=subject, code=fault.code.value, detail=fault.detail)
     return True
+
+
+def _is_kept(name: str) -> bool:
+    """Nats-* are commands to the server; a name that we could not write would keep the message from being stored."""
+    return not name.lower().startswith("nats-") and name.isascii() and name.isprintable()
 
 
 def names_safe(text: str) -> str:
