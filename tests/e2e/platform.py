@@ -34,6 +34,9 @@ ACK_WAIT_S = 2
 ANY_FREE_PORT = 0
 PARTS = ("nats", "postgres", "valkey", "models")
 POLL_S = 0.05
+KEEP = "FAAS_KEEP_TEST_HOME"
+"""Set it to look at the logs of a failed run."""
+SHORT = {"Request-Timeout": "5"}
 ENDED = re.compile(r"^(\S+) ended with status (-?\d+);")
 
 
@@ -139,7 +142,8 @@ async def job_ended(http: httpx.AsyncClient, job_id: str, within_s: float = 60.0
     deadline = time.monotonic() + within_s
     status: object = None
     while time.monotonic() < deadline:
-        reply = await http.post("/api/v1/jobs/wait", json={"job_id": job_id, "wait_s": 5})
+        # Short, because a worker that is killed takes the question along with it.
+        reply = await http.post("/api/v1/jobs/wait", json={"job_id": job_id, "wait_s": 3}, headers=SHORT)
         status = reply.json()
         if reply.status_code == 200 and reply.json()["status"] in ("succeeded", "failed", "cancelled"):
             job: dict[str, Any] = reply.json()
@@ -155,7 +159,7 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
-WORDS = ["harbour", "lamp", "stone", "river", "ferry", "market", "winter", "keeper", "tower", "letter", "garden", "bridge", "cloud", "copper", "salt", "rope"]
+WORDS = ("harbour", "lamp", "stone", "river", "ferry", "market", "winter", "keeper", "tower", "letter", "garden")
 
 
 def prose(dice: random.Random, sentences: int) -> str:
@@ -175,6 +179,7 @@ def _again(server: Server, home: Path, report: Callable[[str], None]) -> Server:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def running() -> AsyncIterator[Running]:
     home = Path(tempfile.mkdtemp(prefix="faas-p-", dir="/tmp"))
+    print(f"the platform of the tests lives in {home}")
     said: list[str] = []
     platform = Platform(home, port=ANY_FREE_PORT, ports=dict.fromkeys(PARTS, ANY_FREE_PORT), report=said.append)
     try:
@@ -208,7 +213,8 @@ async def running() -> AsyncIterator[Running]:
             yield found
     finally:
         platform.stack.abandon()
-        shutil.rmtree(home, ignore_errors=True)
+        if not os.environ.get(KEEP):
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _second(platform: Platform, home: Path, report: Callable[[str], None]) -> list[Server]:
