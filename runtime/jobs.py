@@ -30,7 +30,7 @@ def job_id(tenant: str, call_name: str, key: str | None) -> str:
     """`j` + 26 base32 characters: of the hash of tenant, operation and key, or random without a key."""
     if key is None:
         return f"j{_base32(secrets.token_bytes(20))}"
-    named = "\0".join((tenant, call_name, key)).encode()
+    named = "\0".join((tenant, call_name, key)).encode("utf-8", "replace")  # bad ones are refused by the subject
     return f"j{_base32(hashlib.sha256(named).digest())}"
 
 
