@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from subjects import gateway, rag
@@ -15,8 +15,9 @@ MAX_SENTENCES = 48  # embedded for one question: about 60 ms of the local model
 EVIDENCE = 3  # sentences shown to the model, best first
 CITED = 3
 CITED_SHARE = 0.75  # a citation scores at least this share of the best one
-WEIGHT_OF_WORDS = 0.4  # against the cosine: names and numbers are told apart by words
-ENOUGH = 0.30  # below it the documents do not speak to the question
+WEIGHT_OF_WORDS = 0.5  # against the cosine: names and numbers are told apart by words
+ENOUGH = 0.30  # below this score of the best sentence the documents do not speak to the question
+NEAR = 0.38  # nor when no sentence is so near by meaning: single words in common are no answer. Both: see README.md
 MAX_TOKENS = 96
 INSTRUCTION = (
     "You answer questions from the given context. Answer in one short sentence. "
@@ -24,8 +25,12 @@ INSTRUCTION = (
 )
 NOT_ANSWERED = "The documents do not answer this question."
 
+_ENDINGS = ("ations", "ation", "ings", "ing", "ions", "ion", "edly", "ed", "ies", "es", "s", "ly")
+MIN_STEM = 4  # characters that must be left
+
 _word = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
-_number = re.compile(r"\d[\d.,:/-]*")
+_number = re.compile(r"\d+(?:[.,]\d+)*")
+_thousands = re.compile(r",(?=\d{3}(?:\D|$))")
 _STOP = frozenset(
     {
         "a", "an", "and", "are", "as", "at", "be", "by", "did", "do", "does", "for", "from", "had", "has", "have",
@@ -44,6 +49,7 @@ class Evidence:
     end: int
     text: str
     score: float = 0.0
+    cosine: float = 0.0
 
 
 def candidates(hits: Sequence[rag.Hit]) -> list[Evidence]:
@@ -67,9 +73,17 @@ def ranked(question: str, vectors: Sequence[bytes], found: Sequence[Evidence]) -
     for evidence, vector in zip(found, vectors[1:], strict=True):
         words = _content(evidence.text) | _content(evidence.hit.title)
         overlap = len(wanted & words) / len(wanted) if wanted else 0.0
-        score = (1 - WEIGHT_OF_WORDS) * _cosine(asked, floats(vector)) + WEIGHT_OF_WORDS * overlap
-        scored.append(Evidence(evidence.hit, evidence.start, evidence.end, evidence.text, min(1.0, max(0.0, score))))
+        cosine = _cosine(asked, floats(vector))
+        score = (1 - WEIGHT_OF_WORDS) * cosine + WEIGHT_OF_WORDS * overlap
+        scored.append(replace(evidence, score=min(1.0, max(0.0, score)), cosine=cosine))
     return sorted(scored, key=lambda evidence: -evidence.score)
+
+
+def enough(evidence: Sequence[Evidence], min_score: float) -> bool:
+    """Whether these sentences, best first, speak to the question at all."""
+    if not evidence or evidence[0].score < max(ENOUGH, min_score):
+        return False
+    return max(each.cosine for each in evidence) >= NEAR
 
 
 def prompt(question: str, evidence: Sequence[Evidence], model: str | None) -> gateway.Generate:
@@ -115,7 +129,7 @@ class Supported:
 
     def __init__(self, question: str, evidence: Sequence[Evidence]) -> None:
         self._known = {
-            _digits(number)
+            _value(number)
             for text in (question, *(each.text for each in evidence[:EVIDENCE]))
             for number in _number.findall(text)
         }
@@ -150,7 +164,7 @@ class Supported:
 
     def _pass(self, ready: str) -> str:
         for number in _number.finditer(ready):
-            if _digits(number[0]) not in self._known:
+            if _value(number[0]) not in self._known:
                 self.broken = True
                 ready = ready[: number.start()]
                 break
@@ -158,12 +172,21 @@ class Supported:
         return ready
 
 
-def _digits(number: str) -> str:
-    return re.sub(r"\D", "", number)
+def _value(number: str) -> str:
+    """1,000 and 1000 are one number; 5.42 and 542 are two."""
+    return _thousands.sub("", number)
 
 
 def _content(text: str) -> set[str]:
-    return {word.lower() for word in _word.findall(text)} - _STOP
+    return {_stem(word.lower()) for word in _word.findall(text)} - _STOP
+
+
+def _stem(word: str) -> str:
+    """So that a question about a step finds the steps. Coarse: it only has to tell the sentences of a page apart."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= MIN_STEM:
+            return word[: -len(ending)]
+    return word
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:

@@ -67,7 +67,7 @@ async def query(ctx: Context[Deps], message: rag.Query) -> rag.Answer:
     )
     evidence = await _evidence(ctx, message, found.results)
     searched = time.perf_counter()
-    if not evidence or evidence[0].score < max(answers.ENOUGH, message.min_score):
+    if not answers.enough(evidence, message.min_score):
         await ctx.chunk(rag.AnswerChunk(text=answers.NOT_ANSWERED))
         return rag.Answer(
             answer=answers.NOT_ANSWERED,
@@ -98,19 +98,16 @@ async def _evidence(ctx: Context[Deps], message: rag.Query, hits: list[rag.Hit])
 async def _generate(
     ctx: Context[Deps], message: rag.Query, evidence: list[answers.Evidence]
 ) -> tuple[str, gateway.Usage]:
-    """The model's words, passed on as they come, as far as the evidence supports them."""
+    """The model's words, passed on as they come, as far as the evidence supports them. What is cut is heard to its end
+    all the same (at most answers.MAX_TOKENS): it is paid for, and only the end tells how much it was."""
     supported = answers.Supported(message.question, evidence)
-    usage = gateway.Usage()
     async with ctx.stream(gateway.GENERATE, answers.prompt(message.question, evidence, message.model)) as stream:
         async for chunk in stream:
             assert isinstance(chunk, gateway.GenerationChunk)
             await _say(ctx, supported.add(chunk.text))
-            if supported.broken:
-                break
-        else:
-            usage = stream.result.usage
+        usage = stream.result.usage
     await _say(ctx, supported.end())
-    return supported.text.strip(), usage
+    return supported.text, usage
 
 
 async def _say(ctx: Context[Deps], text: str) -> None:

@@ -115,35 +115,41 @@ SELECT coalesce(sum(chunks), 0)::bigint FROM rag_documents WHERE collection_id =
 
 -- Two stages. Candidates: the best by the query's rare terms (in at most a tenth of the chunks, always the two rarest)
 -- and the nearest by vector. Then full BM25 (k1 1.2, b .75) and cosine for their union, each scaled to 0..1, half each.
+-- The postings of rare terms are read once, for both stages; common terms are probed for the candidates alone.
 -- $1 collection, $2 lexemes, $3 vector, $4 chunks in the collection, $5 mean length, $6 weight of the words,
 -- $7 results, $8 filters or null.
 -- name: search
 WITH query AS MATERIALIZED (
-    SELECT term, chunks, ln(1 + ($4::float8 - chunks + 0.5) / (chunks + 0.5)) AS idf,
-           row_number() OVER (ORDER BY chunks, term) AS rarity
+    SELECT term, ln(1 + ($4::float8 - chunks + 0.5) / (chunks + 0.5)) AS idf,
+           chunks <= $4::float8 * 0.1 OR row_number() OVER (ORDER BY chunks, term) <= 2 AS rare
     FROM rag_terms WHERE collection_id = $1 AND term = ANY($2::text[])
 ), allowed AS (
     SELECT document_no FROM rag_documents WHERE collection_id = $1 AND metadata @> $8::jsonb
-), rare AS (
-    SELECT p.chunk_no
+), posting AS MATERIALIZED (
+    SELECT p.chunk_no, q.idf * p.tf * 2.2::float8
+               / (p.tf + 1.2::float8 * (0.25::float8 + 0.75::float8 * p.length / $5::float8)) AS weight
     FROM query q JOIN rag_postings p ON p.collection_id = $1 AND p.term = q.term
-    WHERE (q.chunks <= $4::float8 * 0.1 OR q.rarity <= 2)
+    WHERE q.rare
       AND ($8::jsonb IS NULL OR p.chunk_no IN (SELECT chunk_no FROM rag_chunks JOIN allowed USING (document_no)))
-    GROUP BY p.chunk_no
-    ORDER BY sum(q.idf * p.tf * 2.2 / (p.tf + 1.2 * (0.25 + 0.75 * p.length / $5::float8))) DESC, p.chunk_no
-    LIMIT 200
+), lexical_best AS (
+    SELECT chunk_no FROM posting GROUP BY chunk_no ORDER BY sum(weight) DESC, chunk_no LIMIT 200
 ), near AS MATERIALIZED (
     {near}
 ), candidate AS MATERIALIZED (
-    SELECT chunk_no FROM rare UNION SELECT chunk_no FROM near
-), lexical AS (
-    SELECT k.chunk_no, sum(q.idf * p.tf * 2.2 / (p.tf + 1.2 * (0.25 + 0.75 * p.length / $5::float8))) AS bm25
+    SELECT chunk_no FROM lexical_best UNION SELECT chunk_no FROM near
+), weighed AS (
+    SELECT chunk_no, weight FROM posting JOIN candidate USING (chunk_no)
+    UNION ALL
+    SELECT k.chunk_no, q.idf * p.tf * 2.2::float8
+               / (p.tf + 1.2::float8 * (0.25::float8 + 0.75::float8 * p.length / $5::float8))
     FROM candidate k CROSS JOIN query q CROSS JOIN LATERAL (
         SELECT tf, length FROM rag_postings
         WHERE collection_id = $1 AND term = q.term AND chunk_no = k.chunk_no OFFSET 0
     ) p
-    GROUP BY k.chunk_no
-), scored AS (
+    WHERE NOT q.rare
+), lexical AS (
+    SELECT chunk_no, sum(weight) AS bm25 FROM weighed GROUP BY chunk_no
+), scored AS MATERIALIZED (
     SELECT k.chunk_no, coalesce(l.bm25, 0) AS bm25,
            CASE WHEN $3::vector IS NULL THEN 0 ELSE 1 - (c.embedding <=> $3::vector) END AS cosine
     FROM candidate k JOIN rag_chunks c USING (chunk_no) LEFT JOIN lexical l USING (chunk_no)
