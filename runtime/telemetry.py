@@ -6,6 +6,9 @@ import logging
 import random
 import re
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, cast
 
 import structlog
@@ -14,6 +17,7 @@ from structlog.typing import FilteringBoundLogger, Processor
 from runtime.settings import Settings
 
 MAX_TRACESTATE_CHARS = 512
+_ids: ContextVar[Mapping[str, str | int | None]] = ContextVar("ids", default=MappingProxyType({}))
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _QUIET = ("nats", "asyncio", "httpx", "httpcore", "urllib3", "LiteLLM")
 
@@ -26,6 +30,7 @@ def configure(settings: Settings, service: str) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _service(settings.service_name or service, settings.service_version),
@@ -70,9 +75,17 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def bind(**ids: str | int | None) -> None:
-    """Bind ids to every further log line of this task. Call it inside the task of one message: bound outside, one
+    """Put ids on every further log line of this task. Call it inside the task of one message: bound outside, one
     tenant's ids would stand in the next one's lines."""
-    structlog.contextvars.bind_contextvars(**{name: value for name, value in ids.items() if value is not None})
+    _ids.set({**_ids.get(), **ids})
+
+
+def _with_ids(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    # One variable with all ids, read when a line is written: most messages write none.
+    for name, value in _ids.get().items():
+        if value is not None:
+            event.setdefault(name, value)
+    return event
 
 
 def new_traceparent() -> str:

@@ -31,7 +31,7 @@ class Running:
 
 
 class Cancellable:
-    """A task and why it was stopped: the caller asked, or this process drains."""
+    """A task, and why it was stopped: its caller asked, its deadline passed, its claim was lost, or a drain."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None

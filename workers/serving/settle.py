@@ -12,7 +12,7 @@ import codec
 from codec import headers as names
 from runtime.connection import Connection
 from runtime.crash import crash_point
-from runtime.headers import block
+from runtime.headers import CRLF, LINE, block, lines
 from runtime.jobs import ask_stream
 from runtime.output import OutputWriter
 from subjects.contract import Code, Empty, Fault
@@ -22,6 +22,7 @@ from workers.serving.outcome import Outcome
 log = structlog.get_logger("workers.serving")
 
 MAX_REPLY_BYTES = 512 * 1024
+_FIRST = {each: LINE + lines({names.CONTENT_TYPE: each}) for each in (codec.MSGPACK, codec.JSON)}
 INBOX_PREFIX = "_INBOX."  # a reply subject is power: an answer to $JS.API... would be a command
 DEAD_LETTER_FULL_DELAY_S = 30.0
 WRONG_SEQUENCE = 10071  # the dead letter stands already: this is the second try of the same
@@ -36,8 +37,8 @@ def answer(
     if not to.startswith(INBOX_PREFIX) or " " in to:
         log.warning("reply refused: its subject is not an inbox", reply=repr(to))
         return
-    headers, body = reply_of(outcome, accept, request_id, correlation_id)
-    connection.write(to, body, block=block(headers))
+    headers, body = _reply(outcome, accept, request_id, correlation_id)
+    connection.write(to, body, block=headers)
 
 
 async def end_output(output: OutputWriter, outcome: Outcome, request_id: str, correlation_id: str) -> None:
@@ -48,15 +49,23 @@ async def end_output(output: OutputWriter, outcome: Outcome, request_id: str, co
         await output.end("done", outcome.reply or Empty())
 
 
-def reply_of(outcome: Outcome, accept: str, request_id: str, correlation_id: str) -> tuple[dict[str, str], bytes]:
-    """Headers and body of the reply, in the caller's codec."""
+def _reply(outcome: Outcome, accept: str, request_id: str, correlation_id: str) -> tuple[bytes, bytes]:
+    """Header block and body of the reply, in the caller's codec."""
     fault = outcome.fault
     if fault is None and outcome.reply is not None:
-        body = codec.encode(outcome.reply, accept)
-        if len(body) <= MAX_REPLY_BYTES:
-            return {names.CONTENT_TYPE: accept, names.REQUEST_ID: request_id}, body
-        fault = Fault(Code.TOO_LARGE, f"the reply has {len(body)} bytes, more than {MAX_REPLY_BYTES}; ask for less")
-    return codec.fault_reply(fault or Fault(Code.INTERNAL, "internal error"), accept, request_id, correlation_id)
+        try:
+            body = codec.encode(outcome.reply, accept)
+        except Fault:  # INVALID would blame the caller's message
+            log.exception("the reply cannot be encoded", output=type(outcome.reply).__name__)
+            fault = Fault(Code.INTERNAL, "internal error")
+        else:
+            if len(body) <= MAX_REPLY_BYTES:
+                first = _FIRST.get(accept) or LINE + lines({names.CONTENT_TYPE: accept})
+                return first + lines({names.REQUEST_ID: request_id}) + CRLF, body
+            fault = Fault(Code.TOO_LARGE, f"the reply has {len(body)} bytes, more than {MAX_REPLY_BYTES}; ask for less")
+    fault = fault or Fault(Code.INTERNAL, "internal error")
+    headers, body = codec.fault_reply(fault, accept, request_id, correlation_id)
+    return block(headers), body
 
 
 async def settle(connection: Connection, delivery: Delivery, outcome: Outcome, dead_subject: str) -> None:
