@@ -21,6 +21,7 @@ from subjects.contract import AnyCall, Code, Fault
 Place = tuple[int, int]  # attempt and number of a piece
 
 LOOK_EVERY_S = 5.0  # the longest wait between two looks at heartbeat and grace
+BEHIND_S = 0.2  # between two tries to read what the broker does not give just now
 HEAD_AFTER_S = 1.0  # a request that fails sooner answers with its status instead of a stream
 CANCEL_WITHIN_S = 3.0  # of the grace period, kept for ending what still runs
 
@@ -42,14 +43,14 @@ async def stream_request(
     asked = asyncio.ensure_future(bridge.client.call_raw(subject, body, given, left_s(given)))
     asked.add_done_callback(lambda _: reader.wake())
     events = EventStream(bridge, exchange, ident)
+    over = False
     try:
         async with events.watched(reader.wake):
-            await _pass_on(bridge, exchange, events, reader, asked)
-    except Gone:
-        with suppress(Fault):  # cut off: the deadline ends it there
-            await bridge.client.cancel(tenant, ident)
-        raise
+            over = await _pass_on(bridge, exchange, events, reader, asked)
     finally:
+        if not over and not asked.done():
+            with suppress(Fault):  # cut off: the deadline ends it there
+                await bridge.client.cancel(tenant, ident)
         asked.cancel()
         await asyncio.wait([asked])
         if not asked.cancelled():
@@ -59,7 +60,8 @@ async def stream_request(
 
 async def _pass_on(
     bridge: Bridge, exchange: Exchange, events: EventStream, reader: OutputReader, asked: asyncio.Future[Reply]
-) -> None:
+) -> bool:
+    """False = it ended for its client, though its worker may go on: a piece of it is no longer kept."""
     loop = asyncio.get_running_loop()
     head_at, stop_at = loop.time() + HEAD_AFTER_S, float("inf")
     place: Place = (1, 0)
@@ -68,16 +70,20 @@ async def _pass_on(
         replied = asked.done()  # before taking: the end was published before the reply
         if replied and not events.started:
             _raise_fault(asked)
-        async for item in reader.take():
-            if item.kind == "error" and not events.started:
-                break  # the reply follows, with the status
-            await events.send(item)
-            place = (item.attempt, item.n)
-            if item.kind in ("done", "error"):
-                return
+        behind = False
+        try:
+            async for item in reader.take():
+                if item.kind == "error" and not events.started:
+                    break  # the reply follows, with the status
+                await events.send(item)
+                place = (item.attempt, item.n)
+                if item.kind in ("done", "error"):
+                    return item.kind == "done"
+        except Fault:  # the broker is away: what was said meanwhile is read when it is back
+            behind = True
         if replied:
             await events.send(_end(asked, exchange, place))
-            return
+            return True
         if events.interrupted:
             stop_at = min(stop_at, loop.time() + max(0.0, bridge.settings.shutdown_grace_s - CANCEL_WITHIN_S))
         if loop.time() >= stop_at:
@@ -86,7 +92,7 @@ async def _pass_on(
         if loop.time() >= head_at:
             await events.open()
         await events.beat()
-        wait_s = min(LOOK_EVERY_S, stop_at - loop.time())
+        wait_s = min(BEHIND_S if behind else LOOK_EVERY_S, stop_at - loop.time())
         await reader.ready(wait_s if events.started else min(wait_s, head_at - loop.time()))
 
 

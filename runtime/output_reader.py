@@ -99,14 +99,23 @@ class OutputReader:
         """What there is now, without waiting; look: ask OUT as well. Raises Fault(UNAVAILABLE, TIMEOUT)."""
         if look or not self._caught_up or self._lost_live:
             self._caught_up, self._lost_live = True, False
-            async for item in self._from_out():
-                yield item
+            try:
+                async for item in self._from_out():
+                    yield item
+            except Fault:
+                self._lost_live = True  # not read, so still to be read
+                raise
         while self._live:
             item = self._live.popleft()
             self._live_bytes -= len(item.data)
             if self._is_gap(item):
-                async for filled in self._fill(item):
-                    yield filled
+                try:
+                    async for filled in self._fill(item):
+                        yield filled
+                except Fault:
+                    self._live.appendleft(item)
+                    self._live_bytes += len(item.data)
+                    raise
             for accepted in self._accept(item):
                 yield accepted
 
@@ -140,6 +149,7 @@ class OutputReader:
         self._awake.set()
 
     def _look_again(self) -> None:
+        self._next_sequence = 1  # OUT is in memory: a broker that was started again counts anew
         self._lost_live = True
         self._awake.set()
 

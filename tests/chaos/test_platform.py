@@ -7,20 +7,32 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import psutil
-import pytest
 
 from runtime.identity import Identity
 from stack import Server
 from subjects import cache
 from subjects.contract import Fault
-from tests.e2e.platform import Piece, Running, job_ended, pieces, prose, seeded, until
-from tests.upstream import MODES, Reply
+from tests.e2e.platform import (
+    AS_JOB,
+    SSE,
+    Dripping,
+    Piece,
+    Running,
+    dripped,
+    job_ended,
+    pieces,
+    prose,
+    seeded,
+    streamed,
+    text_of,
+    until,
+)
 
 DOCUMENTS = 6
 SENTENCES = 450  # of a document: some forty chunks, three calls to the embedding model
@@ -28,26 +40,9 @@ ALL_DONE_WITHIN_S = 60.0
 QUIET_S = 4.5  # twice ack_wait: what would be delivered again has been
 GRACE_S = 3.0 + 3.0 + 1.0  # SHUTDOWN_GRACE_S of `faas up`, what a cancelled task has to hand back, and closing
 BACK_WITHIN_S = 30.0
-CHUNKS = 60
-PAUSE_S = 0.1  # an answer of 6 s: longer than the grace period
-WHOLE = "".join(f"word {number} " for number in range(CHUNKS))
-SSE = {"Accept": "text/event-stream"}
-AS_JOB = {"Prefer": "respond-async"}
-
-
-async def slow(reply: Reply) -> None:
-    reply.stream()
-    for number in range(CHUNKS):
-        await reply.words(f"word {number} ")
-        await asyncio.sleep(PAUSE_S)
-    await reply.finish()
-
-
-@pytest.fixture
-def model(tenant: str) -> Iterator[str]:
-    MODES[tenant] = slow
-    yield tenant
-    del MODES[tenant]
+CHUNKS = 45
+PAUSE_S = 0.1  # an answer of 4.5 s: longer than the grace period
+WHOLE = dripped(CHUNKS)
 
 
 async def submitted(http: httpx.AsyncClient, body: dict[str, Any], path: str = "/api/v1/rag/ingest") -> str:
@@ -57,9 +52,10 @@ async def submitted(http: httpx.AsyncClient, body: dict[str, Any], path: str = "
 
 
 async def test_every_worker_killed_while_documents_are_embedded_leaves_each_chunk_once(
-    running: Running, tenant: str
+    running: Running, tenant: str, dripping: Dripping
 ) -> None:
     dice = seeded()
+    body = {"prompt": "say it", "model": f"openai/{dripping(CHUNKS, PAUSE_S)}"}
     texts = {f"source-{n}": prose(dice, SENTENCES) for n in range(DOCUMENTS)}
     async with running.http(tenant, timeout_s=90) as http:
         jobs = [await submitted(http, {"text": text, "source_id": name}) for name, text in texts.items()]
@@ -68,6 +64,12 @@ async def test_every_worker_killed_while_documents_are_embedded_leaves_each_chun
             return len(await running.rows(tenant, "SELECT 1 FROM steps")) >= DOCUMENTS // 2
 
         await until(under_way, 20)
+        reader = asyncio.create_task(streamed(http, body, SSE | AS_JOB))
+
+        async def half_said() -> bool:
+            return running.upstream.sent[tenant] > CHUNKS // 3
+
+        await until(half_said, 10)
         done = await running.rows(tenant, "SELECT 1 FROM rag_documents WHERE chunks > 0")
         print(f"killed with {len(done)} of {DOCUMENTS} documents done")
         before = {each.name: each.pid for each in running.workers}
@@ -79,6 +81,10 @@ async def test_every_worker_killed_while_documents_are_embedded_leaves_each_chun
         print(f"all done {time.monotonic() - killed_at:.1f} s after the kill")
         assert [(job["status"], job["fault"]) for job in ended] == [("succeeded", None)] * DOCUMENTS
         assert any(job["attempt"] > 1 for job in ended)
+        pieces_read = await reader
+        assert [piece.kind for piece in pieces_read].count("restart") == 1
+        assert text_of(pieces_read) == pieces_read[-1].data["message"]["content"] == WHOLE
+        assert running.upstream.hits[tenant] == 2  # one an attempt
     await running.ready(BACK_WITHIN_S)
     assert not set(before.values()) & {each.pid for each in running.workers}
     await asyncio.sleep(QUIET_S)
@@ -137,13 +143,13 @@ def cpu_s(server: Server) -> float:
 
 
 async def test_a_worker_stopped_under_load_ends_with_0_and_loses_nothing(
-    running: Running, tenant: str, model: str
+    running: Running, tenant: str, dripping: Dripping
 ) -> None:
     dice = seeded()
     victims = [dice.choice(running.named(name)) for name in ("worker", "worker-gateway")]
     before = {each.name: (each.pid, len(running.exits(each.name))) for each in victims}
     identity = Identity.new(tenant)
-    body = {"prompt": "say it", "model": f"openai/{model}"}
+    body = {"prompt": "say it", "model": f"openai/{dripping(CHUNKS, PAUSE_S)}"}
     async with running.http(tenant) as http, light_load(running, identity) as load:
         streams = [asyncio.create_task(streamed(http, body, SSE)) for _ in range(4)]
         job_streams = [asyncio.create_task(streamed(http, body, SSE | AS_JOB)) for _ in range(4)]
@@ -164,10 +170,10 @@ async def test_a_worker_stopped_under_load_ends_with_0_and_loses_nothing(
         assert plain[-1].kind == "done" or plain[-1].data["code"] == "UNAVAILABLE", plain[-1]
     for durable in kept:
         assert durable[-1].kind == "done", durable[-1]
-        assert last_attempt(durable) == WHOLE
+        assert text_of(durable) == WHOLE
     print(f"load {dict(load)}")
     assert set(load) == {"answered"}
-    assert running.upstream.hits[model] <= 8 + 4
+    assert running.upstream.hits[tenant] <= 8 + 4
 
 
 async def all_back(victims: list[Server], before: dict[str, tuple[int, int]]) -> bool:
@@ -175,9 +181,9 @@ async def all_back(victims: list[Server], before: dict[str, tuple[int, int]]) ->
 
 
 async def test_a_bridge_stopped_with_open_streams_ends_with_0_and_its_readers_go_on(
-    running: Running, tenant: str, model: str
+    running: Running, tenant: str, dripping: Dripping
 ) -> None:
-    body = {"prompt": "say it", "model": f"openai/{model}"}
+    body = {"prompt": "say it", "model": f"openai/{dripping(CHUNKS, PAUSE_S)}"}
     victim = running.bridges[1]
     exits = len(running.exits(victim.name))
     async with running.http(tenant, bridge=1) as two, running.http(tenant) as one:
@@ -194,8 +200,8 @@ async def test_a_bridge_stopped_with_open_streams_ends_with_0_and_its_readers_go
     for before, after in zip(cut, rejoined, strict=True):
         assert before[-1].kind == "chunk"
         assert after[-1].kind == "done"
-        assert last_attempt([*before, *after]) == WHOLE
-    assert running.upstream.hits[model] == 6
+        assert text_of([*before, *after]) == WHOLE
+    assert running.upstream.hits[tenant] == 6
     await victim.serving()
     await running.ready(BACK_WITHIN_S)
     assert running.exits(victim.name)[exits:] == [0], running.said
@@ -212,25 +218,11 @@ async def ended_after(server: Server, number: signal.Signals) -> float:
     return await until(gone, 30)
 
 
-async def streamed(http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str]) -> list[Piece]:
-    async with http.stream("POST", "/api/v1/gateway/generate", json=body, headers=headers) as response:
-        assert response.status_code == 200, await response.aread()
-        return [piece async for piece in pieces(response)]
-
-
 async def rejoin(http: httpx.AsyncClient, last: str) -> list[Piece]:
     path, headers = f"/api/v1/outputs/{last.partition('.')[0]}", SSE | {"Last-Event-ID": last}
     async with http.stream("GET", path, headers=headers) as response:
         assert response.status_code == 200, await response.aread()
         return [piece async for piece in pieces(response)]
-
-
-def last_attempt(found: list[Piece]) -> str:
-    """What the pieces say from the last restart on."""
-    said = ""
-    for piece in found:
-        said = "" if piece.kind == "restart" else said + piece.data["text"] if piece.kind == "chunk" else said
-    return said
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,9 @@ from runtime.client import Client
 from runtime.connection import Connection, connect
 from stack import Server
 from stack.process import start_all
-from tests.upstream import Upstream
+from tests.upstream import MODES, Reply, Upstream
+
+Dripping = Callable[[int, float], str]
 
 ACK_WAIT_S = 2
 ANY_FREE_PORT = 0
@@ -36,6 +38,8 @@ PARTS = ("nats", "postgres", "valkey", "models")
 POLL_S = 0.05
 KEEP = "FAAS_KEEP_TEST_HOME"
 """Set it to look at the logs of a failed run."""
+SSE = {"Accept": "text/event-stream"}
+AS_JOB = {"Prefer": "respond-async"}
 SHORT = {"Request-Timeout": "5"}
 ENDED = re.compile(r"^(\S+) ended with status (-?\d+);")
 
@@ -137,6 +141,26 @@ async def pieces(response: httpx.Response) -> AsyncIterator[Piece]:
             given = {}
 
 
+async def streamed(http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str]) -> list[Piece]:
+    """Every event of a generation."""
+    async with http.stream("POST", "/api/v1/gateway/generate", json=body, headers=headers) as response:
+        assert response.status_code == 200, await response.aread()
+        return [piece async for piece in pieces(response)]
+
+
+def text_of(found: list[Piece]) -> str:
+    """What the pieces say from the last restart on."""
+    said = ""
+    for piece in found:
+        said = "" if piece.kind == "restart" else said + piece.data["text"] if piece.kind == "chunk" else said
+    return said
+
+
+def dripped(chunks: int) -> str:
+    """The whole answer of a dripping model."""
+    return "".join(f"word {number} " for number in range(chunks))
+
+
 async def job_ended(http: httpx.AsyncClient, job_id: str, within_s: float = 60.0) -> dict[str, Any]:
     """The job once it is final, asked over HTTP; while nobody can tell, asked again."""
     deadline = time.monotonic() + within_s
@@ -169,6 +193,25 @@ def prose(dice: random.Random, sentences: int) -> str:
         words = " ".join(dice.choice(WORDS) for _ in range(12))
         made.append(f"Entry {number} of {dice.randrange(10**9)} tells of {words}.")
     return "\n\n".join(" ".join(made[at : at + 5]) for at in range(0, len(made), 5))
+
+
+@pytest.fixture
+def dripping(tenant: str) -> Iterator[Dripping]:
+    """Makes the upstream's model of this test alone: so many chunks, so many seconds apart. Gives its name."""
+
+    def made(chunks: int, pause_s: float) -> str:
+        async def drip(reply: Reply) -> None:
+            reply.stream()
+            for number in range(chunks):
+                await reply.words(f"word {number} ")
+                await asyncio.sleep(pause_s)
+            await reply.finish()
+
+        MODES[tenant] = drip
+        return tenant
+
+    yield made
+    MODES.pop(tenant, None)
 
 
 def _again(server: Server, home: Path, report: Callable[[str], None]) -> Server:

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.e2e.platform import Piece, Running, job_ended, pieces
-from tests.upstream import MODES, Reply
+from tests.e2e.platform import AS_JOB, SSE, Dripping, Piece, Running, dripped, job_ended, pieces, text_of
 
 CHUNKS = 40
 PAUSE_S = 0.04
 CUT_AT = 5
-SSE = {"Accept": "text/event-stream"}
-AS_JOB = SSE | {"Prefer": "respond-async"}
 CLOSED_WITHIN_S = 1.0
 
 
-async def paced(reply: Reply) -> None:
-    """A slow answer, so that it can be cut under way."""
-    reply.stream()
-    for number in range(CHUNKS):
-        await reply.words(f"word {number} ")
-        await asyncio.sleep(PAUSE_S)
-    await reply.finish()
-
-
-WHOLE = "".join(f"word {number} " for number in range(CHUNKS))
+WHOLE = dripped(CHUNKS)
 
 
 @pytest.fixture
-def model(tenant: str) -> Iterator[str]:
-    """A model of this test alone, so that its hits can be counted."""
-    MODES[tenant] = paced
-    yield tenant
-    del MODES[tenant]
+def model(dripping: Dripping) -> str:
+    return dripping(CHUNKS, PAUSE_S)
 
 
 async def read(response: httpx.Response, most: int | None = None) -> list[Piece]:
@@ -49,16 +33,12 @@ async def read(response: httpx.Response, most: int | None = None) -> list[Piece]
     return found
 
 
-def text(found: list[Piece]) -> str:
-    return "".join(piece.data["text"] for piece in found if piece.kind == "chunk")
-
-
 async def test_a_job_stream_cut_at_chunk_five_goes_on_at_the_second_bridge(
     running: Running, tenant: str, model: str
 ) -> None:
     body = {"prompt": "say it", "model": f"openai/{model}"}
     async with running.http(tenant) as one, running.http(tenant, bridge=1) as two:
-        async with one.stream("POST", "/api/v1/gateway/generate", json=body, headers=AS_JOB) as response:
+        async with one.stream("POST", "/api/v1/gateway/generate", json=body, headers=SSE | AS_JOB) as response:
             assert response.status_code == 200, await response.aread()
             job_id = response.headers["Location"].rpartition("/")[2]
             before = await read(response, CUT_AT)
@@ -78,7 +58,7 @@ async def test_a_job_stream_cut_at_chunk_five_goes_on_at_the_second_bridge(
         job = await job_ended(one, job_id)
     for found in ([*before, *after], whole, [*before[:2], *again]):
         assert [piece.ident.split(".")[1:] for piece in found] == [["1", str(n + 1)] for n in range(len(found))]
-        assert text(found) == WHOLE
+        assert text_of(found) == WHOLE
         assert found[-1].kind == "done"
         assert found[-1].data["message"]["content"] == WHOLE
     assert job["result"]["message"]["content"] == WHOLE
@@ -103,7 +83,7 @@ async def test_a_plain_stream_read_to_its_end_is_the_answer(running: Running, te
     async with running.http(tenant, bridge=1) as http:
         async with http.stream("POST", "/api/v1/gateway/generate", json=body, headers=SSE) as response:
             found = await read(response)
-    assert text(found) == WHOLE
+    assert text_of(found) == WHOLE
     assert found[-1].kind == "done"
     assert found[-1].data["message"]["content"] == WHOLE
 
@@ -113,7 +93,7 @@ async def test_a_cancelled_job_closes_its_upstream_and_tells_its_readers(
 ) -> None:
     body = {"prompt": "say it", "model": f"openai/{model}"}
     async with running.http(tenant) as one, running.http(tenant, bridge=1) as two:
-        async with one.stream("POST", "/api/v1/gateway/generate", json=body, headers=AS_JOB) as response:
+        async with one.stream("POST", "/api/v1/gateway/generate", json=body, headers=SSE | AS_JOB) as response:
             job_id = response.headers["Location"].rpartition("/")[2]
             told = pieces(response)
             await anext(told)
@@ -130,9 +110,9 @@ async def test_a_question_as_a_stream_is_the_same_answer_in_pieces(running: Runn
     async with running.http(tenant) as one, running.http(tenant, bridge=1) as two:
         submitted = await one.post("/api/v1/rag/ingest", json=document, headers={"Prefer": "respond-async"})
         assert (await job_ended(one, submitted.json()["job_id"]))["status"] == "succeeded"
-        async with two.stream("POST", "/api/v1/rag/query", json=question, headers=AS_JOB) as response:
+        async with two.stream("POST", "/api/v1/rag/query", json=question, headers=SSE | AS_JOB) as response:
             assert response.status_code == 200, await response.aread()
             found = await read(response)
     assert found[-1].kind == "done", found
-    assert text(found).strip() == found[-1].data["answer"].strip()
+    assert text_of(found).strip() == found[-1].data["answer"].strip()
     assert found[-1].data["citations"]
