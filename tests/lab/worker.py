@@ -95,12 +95,12 @@ async def pieces(ctx: Context[Deps], message: lab.Pieces) -> lab.Whole:
 
 async def steps(ctx: Context[Deps], message: lab.Steps) -> lab.Written:
     async def step(number: int) -> lab.Whole:
-        told(f"{message.counter}-{number}")
+        told(message.counter and f"{message.counter}-{number}")
         return lab.Whole(text=str(number))
 
     for number in range(1, message.steps + 1):
         await ctx.step(f"step-{number}", partial(step, number), lab.Whole)
-        if number == message.die_after and told(f"{message.counter}-died") == 0:
+        if number == message.die_after and told(message.counter and f"{message.counter}-died") == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         await ctx.progress(number, message.steps, "steps")
     tx = await ctx.begin()
