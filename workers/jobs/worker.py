@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from store.keeper import Keeper
-
 from subjects import jobs
 from workers.jobs.handlers import Deps, cancel, get, list_jobs, wait
 from workers.serving import Host, Worker, serve

@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from runtime.client import Client
 
 import codec
+from runtime.client import Client
 from subjects.contract import Event, EventPayload, Fault
 
 log = structlog.get_logger("workers.serving")

@@ -16,6 +16,7 @@ from workers.gateway.targets.target import Piece, Target, ToolPiece
 CLOSE_LIMIT_S = 1.0
 ENVIRONMENT = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "LITELLM_MODE": "PRODUCTION"}
 ONE_HIT = {"num_retries": 0, "max_retries": 0}  # litellm's own default hits the upstream three times
+NOWHERE = "http://127.0.0.1:0"  # nobody can listen there
 KEY_PREFIXES = {"bedrock": ("aws",), "sagemaker": ("aws",), "gemini": ("gemini", "google")}
 
 
@@ -30,7 +31,9 @@ class Providers:
         """Import litellm in a thread: 4 s and 200 MB, which only this component's process pays."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        return cls(await asyncio.to_thread(_imported))
+        litellm = await asyncio.to_thread(_imported)
+        await _warmed(litellm)
+        return cls(litellm)
 
     def resolve(self, name: str) -> Target:
         """The target of a model's name. Raises Fault(NOT_FOUND) when the provider is unknown or has no key here."""
@@ -158,6 +161,20 @@ def _imported() -> Any:
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     return litellm
+
+
+async def _warmed(litellm: Any) -> None:
+    """litellm imports most of itself in its first call, which stops the loop for a second: longer than Valkey's time
+    limit, so that the first callers' keys would find it away. Better before anybody is served. Nothing is sent."""
+    said = [{"role": "user", "content": "x"}]
+    nowhere: dict[str, Any] = {"api_base": NOWHERE, "_skip_mcp_handler": True}
+    for way in (nowhere, {"mock_response": "x"}):
+        with suppress(Exception):  # the first cannot succeed; what fails in the second, a real call will say better
+            opened = await litellm.acompletion(
+                **way, **ONE_HIT, model="openai/warm-up", messages=said, api_key="none", stream=True, timeout=1.0
+            )
+            async for _ in opened:
+                pass
 
 
 def _piece(chunk: Any) -> Piece | None:
