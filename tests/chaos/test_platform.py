@@ -7,12 +7,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import psutil
+import pytest_asyncio
 
 from runtime.identity import Identity
 from stack import Server
@@ -51,8 +52,21 @@ async def submitted(http: httpx.AsyncClient, body: dict[str, Any], path: str = "
     return str(reply.json()["job_id"])
 
 
+Check = Callable[[], Awaitable[None]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def afterwards(running: Running) -> AsyncIterator[list[tuple[float, Check]]]:
+    """What must still be true once all is quiet, and when that is: the other tests run meanwhile."""
+    checks: list[tuple[float, Check]] = []
+    yield checks
+    for quiet_at, check in checks:
+        await asyncio.sleep(max(0.0, quiet_at - time.monotonic()))
+        await check()
+
+
 async def test_every_worker_killed_while_documents_are_embedded_leaves_each_chunk_once(
-    running: Running, tenant: str, dripping: Dripping
+    running: Running, tenant: str, dripping: Dripping, afterwards: list[tuple[float, Check]]
 ) -> None:
     dice = seeded()
     body = {"prompt": "say it", "model": f"openai/{dripping(CHUNKS, PAUSE_S)}"}
@@ -87,7 +101,18 @@ async def test_every_worker_killed_while_documents_are_embedded_leaves_each_chun
         assert running.upstream.hits[tenant] == 2  # one an attempt
     await running.ready(BACK_WITHIN_S)
     assert not set(before.values()) & {each.pid for each in running.workers}
-    await asyncio.sleep(QUIET_S)
+    quiet_at = time.monotonic() + QUIET_S
+
+    async def each_chunk_once() -> None:
+        chunks = {name: job["result"]["chunks"] for name, job in zip(texts, ended, strict=True)}
+        await documents_stand(running, tenant, texts, chunks)
+
+    await each_chunk_once()
+    afterwards.append((quiet_at, each_chunk_once))
+
+
+async def documents_stand(running: Running, tenant: str, texts: dict[str, str], chunks: dict[str, int]) -> None:
+    """Each document with its text and so many chunks, numbered without a gap, each its own part of the text."""
     rows = await running.rows(
         tenant,
         "SELECT d.source_id, d.text, d.chunks, array_agg(c.ordinal ORDER BY c.ordinal) AS ordinals, "
@@ -95,12 +120,12 @@ async def test_every_worker_killed_while_documents_are_embedded_leaves_each_chun
         "FROM rag_documents d JOIN rag_chunks c USING (document_no) GROUP BY d.document_no",
     )
     assert {row["source_id"]: row["text"] for row in rows} == texts
-    for row, job in zip(sorted(rows, key=lambda row: row["source_id"]), ended, strict=True):
+    assert {row["source_id"]: row["chunks"] for row in rows} == chunks
+    for row in rows:
         assert row["ordinals"] == list(range(row["chunks"]))
-        assert row["chunks"] == job["result"]["chunks"]
         assert row["verbatim"]
     counted = await running.rows(tenant, "SELECT documents, chunks FROM rag_collections")
-    assert [tuple(row) for row in counted] == [(DOCUMENTS, sum(row["chunks"] for row in rows))]
+    assert [tuple(row) for row in counted] == [(DOCUMENTS, sum(chunks.values()))]
 
 
 async def test_two_processes_of_every_worker_and_two_bridges_share_the_load(running: Running, tenant: str) -> None:

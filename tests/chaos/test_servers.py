@@ -31,7 +31,7 @@ SUBMITTED_WITHIN_S = (1 + MAX_REPEATS) * ACK_TIMEOUT_S + MARGIN_S  # a submit is
 HTTP_TIMEOUT_S = 20.0
 GOOD_IN_A_ROW = 3
 PAUSE_S = 0.1
-CHUNKS = 40
+CHUNKS = 20
 QUIET_S = 4.5  # twice ack_wait: what would be delivered again has been
 DONE_WITHIN_S = 60.0
 ALLOWED = {Code.UNAVAILABLE, Code.TIMEOUT, Code.EXHAUSTED}
@@ -189,7 +189,7 @@ async def test_streams_under_way_when_nats_dies_end_and_tell_how(
     async with running.http(tenant) as one, running.http(tenant, bridge=1) as two:
         plain = [asyncio.create_task(streamed(http, body, SSE)) for http in (one, two)]
         durable = [asyncio.create_task(streamed(http, body, SSE | AS_JOB)) for http in (one, two)]
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(CHUNKS * PAUSE_S / 2)
         await kill(running.platform.stack.nats)
         async with asyncio.timeout(30):
             ends = [found[-1] for found in await asyncio.gather(*plain, *durable)]

@@ -43,7 +43,7 @@ async def test_the_same_question_works_by_every_way_in(running: Running, tenant:
         async def indexed() -> bool:
             return bool(await running.rows(tenant, "SELECT 1 FROM rag_documents WHERE source_id = 'lighthouse'"))
 
-        await until(indexed, 20)
+        print(f"indexed after {await until(indexed, 20):.1f} s")
         async with running.http(tenant) as http, running.http(tenant, bridge=1) as other:
             by_nats = [
                 bare.request(f"req.{tenant}.rag.query", body, timeout=ASK_LIMIT_S)
@@ -57,6 +57,7 @@ async def test_the_same_question_works_by_every_way_in(running: Running, tenant:
         await bare.close()
     assert not any("Nats-Service-Error-Code" in (reply.headers or {}) for reply in (msgpack_nats, json_nats))
     answers = [json_http, msgpack_http, msgpack.unpackb(msgpack_nats.data), json.loads(json_nats.data)]
+    print([answer["timings"] for answer in answers])
     for answer in answers:
         quotes = [" ".join(citation["quote"].split()) for citation in answer["citations"]]
         assert any(told.fact in quote for quote in quotes), answer
