@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,25 +29,30 @@ async def status(client: Client, identity: Identity, job_id: str) -> str:
     return (await client.call(jobs.GET, jobs.GetJob(job_id=job_id), identity=identity)).status
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if point != "after_dead_letter"])
-async def test_a_kill_at_a_crash_point_leaves_one_effect(
-    point: str, client: Client, identity: Identity, processes: Processes, stack: Stack, tmp_path: Path
+async def test_a_kill_at_each_crash_point_leaves_one_effect(
+    client: Client, identity: Identity, processes: Processes, stack: Stack, tmp_path: Path
 ) -> None:
-    mark = tmp_path / "died"
-    await processes.start(FAAS_CRASH_POINT=f"{point}:{mark}")
-    submitted = await client.submit(lab.WRITE, lab.Write(name=point), identity=identity)
-
-    async def done() -> bool:
-        return mark.exists() and await status(client, identity, submitted.job_id) == "succeeded"
+    points = [point for point in POINTS if point != "after_dead_letter"]
+    for point in points:
+        mark = tmp_path / point
+        await processes.start(FAAS_CRASH_POINT=f"{point}:{mark}")
+        submitted = await client.submit(lab.WRITE, lab.Write(name=point), identity=identity)
+        await processes.keep(partial(died_and_done, mark, client, identity, submitted.job_id), WITHIN_S)
+        await processes.kill()
+    await processes.start()
 
     async def heard() -> bool:
-        return await rows(stack, identity.tenant, point, "lab_heard") > 0
+        return all([await rows(stack, identity.tenant, point, "lab_heard") for point in points])
 
-    await processes.keep(done, WITHIN_S)
     await processes.keep(heard, WITHIN_S)  # what its process did not publish, the relay does after 5 s
     await asyncio.sleep(QUIET_S)
-    assert await rows(stack, identity.tenant, point) == 1
-    assert await rows(stack, identity.tenant, point, "lab_heard") == 1
+    for point in points:
+        assert await rows(stack, identity.tenant, point) == 1, point
+        assert await rows(stack, identity.tenant, point, "lab_heard") == 1, point
+
+
+async def died_and_done(mark: Path, client: Client, identity: Identity, job_id: str) -> bool:
+    return mark.exists() and await status(client, identity, job_id) == "succeeded"
 
 
 async def test_a_kill_after_the_dead_letter_leaves_one_dead_letter(

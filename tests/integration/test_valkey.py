@@ -88,7 +88,7 @@ async def test_commands_that_arrive_together_each_get_their_own_reply(valkey: Va
         assert await valkey.run(lambda redis: redis.get(name)) == str(n).encode()
         assert await valkey.command("GET", name) == str(n).encode()
 
-    await asyncio.gather(*map(one, range(500)))
+    await asyncio.gather(*map(one, range(200)))
 
 
 async def test_a_bad_command_fails_alone(valkey: Valkey, tenant: str) -> None:

@@ -25,6 +25,7 @@ from workers.serving.perform import Performer
 from workers.serving.route import Need, Worker
 
 FLUSH_TIMEOUT_S = 5
+ENSURE_AGAIN_S = 1.0  # while JetStream is still starting
 
 log = structlog.get_logger("workers.serving")
 
@@ -69,6 +70,7 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
         needs: frozenset[Need] = frozenset().union(*(worker.needs for worker in workers))
         host = await stack.enter_async_context(open_host(settings, needs, connection))
         await stack.enter_async_context(_hearing_cancels(host))
+        await stack.enter_async_context(_keeping_streams(connection, settings))
         dispatchers = []
         for worker in workers:
             deps = await stack.enter_async_context(worker.lifespan(host))
@@ -131,6 +133,35 @@ async def _hearing_cancels(host: Host) -> AsyncIterator[None]:
     finally:
         if host.connection.is_connected:
             await subscription.unsubscribe()
+
+
+@asynccontextmanager
+async def _keeping_streams(connection: Connection, settings: Settings) -> AsyncIterator[None]:
+    """After each reconnect, create what is absent: a broker that was started again has lost OUT, which is in memory."""
+    reconnected = asyncio.Event()
+    forget = connection.on_reconnect(reconnected.set)
+
+    async def keep() -> None:
+        while True:
+            await reconnected.wait()
+            reconnected.clear()
+            try:
+                created = await streams.ensure(connection, settings)
+            except Fault as fault:
+                log.warning("streams not looked at", code=fault.code.value)
+                await asyncio.sleep(ENSURE_AGAIN_S)
+                reconnected.set()
+                continue
+            if created:
+                log.warning("streams were gone; made again", streams=created)
+
+    task = asyncio.create_task(keep(), name="streams")
+    try:
+        yield
+    finally:
+        forget()
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def _close(server: Any) -> None:
