@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,7 @@ async def test_a_kill_at_each_crash_point_leaves_one_effect(
         mark = tmp_path / point
         await processes.start(FAAS_CRASH_POINT=f"{point}:{mark}")
         submitted = await client.submit(lab.WRITE, lab.Write(name=point), identity=identity)
-        await processes.keep(partial(died_and_done, mark, client, identity, submitted.job_id), WITHIN_S)
+        await processes.keep(partial(died_and_done, mark.exists, client, identity, submitted.job_id), WITHIN_S)
         await processes.kill()
     await processes.start()
 
@@ -51,8 +52,8 @@ async def test_a_kill_at_each_crash_point_leaves_one_effect(
         assert await rows(stack, identity.tenant, point, "lab_heard") == 1, point
 
 
-async def died_and_done(mark: Path, client: Client, identity: Identity, job_id: str) -> bool:
-    return mark.exists() and await status(client, identity, job_id) == "succeeded"
+async def died_and_done(died: Callable[[], bool], client: Client, identity: Identity, job_id: str) -> bool:
+    return died() and await status(client, identity, job_id) == "succeeded"
 
 
 async def test_a_kill_after_the_dead_letter_leaves_one_dead_letter(
