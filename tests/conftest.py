@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import uuid
@@ -56,6 +57,13 @@ def settings(stack: Stack) -> Settings:
 
     found = {name.lower(): value for name, value in stack.environ().items()}
     return Settings.model_validate({**found, "job_ack_wait_s": ACK_WAIT_S, "jwt_secret": "test-" + "x" * 40})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_pauses() -> None:
+    """What earlier modules left alive is not collected again: a long pause would look like a slow server."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

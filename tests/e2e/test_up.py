@@ -106,6 +106,14 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def words(process: psutil.Process) -> list[str]:
+    """Its command line; none when it ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def faas(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cli", *arguments],
@@ -150,7 +158,7 @@ async def test_the_other_commands_find_it(up: Up) -> None:
 
 async def test_a_killed_child_is_started_again(up: Up) -> None:
     def workers() -> set[int]:
-        return {process.pid for process in up.family() if "worker" in process.cmdline()}
+        return {process.pid for process in up.family() if "worker" in words(process)}
 
     before = workers()
     for pid in before:

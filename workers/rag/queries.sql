@@ -28,9 +28,10 @@ WHERE c.name = $1 AND d.source_id = $2
 SELECT DISTINCT ON (digest) digest, embedding
 FROM rag_chunks WHERE collection_id = $1 AND digest = ANY($2::bytea[])
 
+-- Either of the two keys may be met first by a writer of the same document.
 -- name: create_document
 INSERT INTO rag_documents (document_id, collection_id, source_id) VALUES ($1, $2, $3)
-ON CONFLICT (collection_id, source_id) DO NOTHING
+ON CONFLICT DO NOTHING
 
 -- name: lock_source
 SELECT document_no, document_id, digest, metadata, chunks, length, tokens, version
