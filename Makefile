@@ -44,6 +44,7 @@ format: $(READY)
 
 bench: $(READY)
 	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.retrieval
 
 lock:
 	$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --universal -o requirements.lock

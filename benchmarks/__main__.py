@@ -22,7 +22,15 @@ ANY_FREE_PORT = 0
 async def serve_and_measure(home: Path) -> int:
     """The measuring process runs on uvloop, which cannot start Postgres as another user: hence a process of its own."""
     bootstrap = (ROOT / "store" / "bootstrap.sql").read_text()
-    async with Stack(home, bootstrap=bootstrap, parts=PARTS, ports=dict.fromkeys(PARTS, ANY_FREE_PORT)) as stack:
+    stack = Stack(home, bootstrap=bootstrap, parts=PARTS, ports=dict.fromkeys(PARTS, ANY_FREE_PORT))
+    try:
+        return await measured(stack)
+    finally:
+        stack.abandon()
+
+
+async def measured(stack: Stack) -> int:
+    async with stack:
         await migrate(stack.database_owner_url)
         environ = {**os.environ, **stack.environ(), "JWT_SECRET": secrets.token_hex(32)}
         command = (sys.executable, "-m", "benchmarks.run", *sys.argv[1:])
