@@ -29,8 +29,9 @@ demo: $(READY)
 up: $(READY)
 	@$(PY) -m cli up
 
+# Two processes, each with servers of its own; what starts whole platforms goes to one of them.
 test: $(READY)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadgroup
 
 check: $(READY)
 	$(PY) -m ruff format --check .

@@ -24,6 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ACK_WAIT_S = 2
 """Redelivery after a crash takes this long; 10 s, the default, would make the crash tests slow."""
 ANY_FREE_PORT = 0
+WHOLE_PLATFORM = ("e2e", "chaos")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`-n 2`): a file stays together, and all that starts whole platforms stays together."""
+    for item in items:
+        folder = item.path.parent.name
+        group = "platform" if folder in WHOLE_PLATFORM else f"{folder}/{item.path.name}"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
