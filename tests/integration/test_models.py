@@ -151,7 +151,9 @@ async def test_a_generation_stops_when_its_client_leaves(models: httpx.AsyncClie
     await asyncio.gather(*leaving, return_exceptions=True)
     left = time.monotonic()
     await _chat(models, "Hi", max_tokens=1)
-    assert time.monotonic() - left < 1.5  # 3000 tokens would take 15 s
+    assert (
+        time.monotonic() - left < 8
+    )  # of the two, 3000 tokens each take 30 s on a quiet machine, longer on a busy one
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ async def test_a_frozen_broker_ends_a_read_and_a_write_at_their_deadline(setting
         connection = await connect(own, name="test-frozen")
         await streams.ensure(connection, own)
         objects = Objects(connection)
-        await put(objects, tenant, bytes(40 * CHUNK_BYTES))
+        await put(objects, tenant, bytes(200 * CHUNK_BYTES))  # more than the reader and the sockets take ahead
         reader = objects.open(tenant, "f1", 1.0)
         assert await anext(reader)
         server.signal(signal.SIGSTOP)

@@ -23,6 +23,7 @@ from subjects.contract import Code, Fault
 from workers.cache.worker import WORKER as CACHE
 from workers.gateway.worker import WORKER as GATEWAY
 from workers.jobs.worker import WORKER as JOBS
+from workers.rag import ingesting
 from workers.rag import search as searching
 from workers.rag.index import floats
 from workers.rag.worker import WORKER as RAG
@@ -95,6 +96,22 @@ async def _search(client: Client, who: Identity, query: str, **more: Any) -> lis
 
 
 # --- documents ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_long_text_is_cut_in_a_process_of_its_own(
+    client: Client, who: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"# Port\n\n{HARBOUR}\n\n{PUMP}\f{HARBOUR}" * 20
+    here = await _ingest(client, who, text, "a")
+
+    def on_the_loop(*_: object) -> None:
+        raise AssertionError("cut on the event loop")
+
+    monkeypatch.setattr(ingesting, "chunks", on_the_loop)
+    monkeypatch.setattr(ingesting, "POOLED_FROM_CHARS", len(text))
+    there = await _ingest(client, who, text, "b")
+    assert (there.chunks, there.tokens) == (here.chunks, here.tokens)
+    assert here.chunks > 1
 
 
 async def test_the_same_source_replaces_and_the_same_text_changes_nothing(client: Client, who: Identity) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.rag.chunking import chunks, sentences
+from workers.rag.chunking import Chunk, chunks, sentences, spans
 
 WORDS = (
     "word", "Sentence", "Dr.", "e.g.", "3.14", "end.", "Why?", "“Quoted.”", "\n", "\n\n", "\f", "# Part", "- item",
@@ -82,6 +82,11 @@ def test_a_little_too_long_a_text_makes_two_halves() -> None:
     sizes = [chunk.words for chunk in chunks(text, 180)]
     assert len(sizes) == 2
     assert max(sizes) - min(sizes) < 30
+
+
+def test_a_chunk_crosses_a_process_as_plain_data() -> None:
+    text = "# Manual\n\nThe pump runs on diesel.\fIts filter is changed every spring."
+    assert [Chunk(*span) for span in spans(text, 20)] == chunks(text, 20)
 
 
 @pytest.mark.parametrize("unit", ["word ", "A. ", "\n", "# ", "((((", "“ ", "a.b.c.d ", "1) \n", " \n ", "x"])

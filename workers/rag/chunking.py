@@ -89,6 +89,11 @@ def chunks(text: str, max_words: int) -> list[Chunk]:
     return made
 
 
+def spans(text: str, max_words: int) -> list[tuple[int, int, int, int | None, str]]:
+    """chunks() as plain data, each the fields of a Chunk: so it can cross from a process of the pool."""
+    return [(chunk.start, chunk.end, chunk.words, chunk.page, chunk.heading) for chunk in chunks(text, max_words)]
+
+
 def _runs(found: list[Sentence], max_words: int) -> Iterator[list[Sentence]]:
     """Sentences in runs of about equal size: 250 words at 180 make 125 + 125, not 180 + 70."""
     total = sum(sentence.words for sentence in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import uuid
@@ -9,7 +10,7 @@ import uuid
 from subjects import rag
 from subjects.contract import Code, Fault
 from workers.rag import cached, index
-from workers.rag.chunking import chunks
+from workers.rag.chunking import Chunk, chunks, spans
 from workers.rag.deps import Deps
 from workers.rag.embedding import embed_pieces
 from workers.rag.index import Entry, Piece, queries
@@ -17,6 +18,10 @@ from workers.serving import Context
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024  # of a text that comes as an object
 READ_TIMEOUT_S = 60.0
+POOLED_FROM_CHARS = 200_000  # about 20 ms of cutting: a longer text would hold up everybody in this process
+CUT_TIMEOUT_S = 60.0  # 16 MiB take 2 s
+CUT_MEMORY_BYTES = 1 << 30
+YIELD_EVERY_PIECES = 500
 ID_CHARS = 26
 
 
@@ -36,7 +41,7 @@ async def ingest(ctx: Context[Deps], message: rag.Ingest) -> rag.Ingested:
         return rag.Ingested(
             document_id=known["document_id"], chunks=known["chunks"], tokens=known["tokens"], unchanged=True
         )
-    pieces = _pieces(text, message)
+    pieces = await _pieces(ctx, text, message)
     if not pieces:
         raise Fault(Code.INVALID, "the document holds no text")
     model, vectors, tokens = await embed_pieces(ctx, message.collection, pieces)
@@ -77,11 +82,21 @@ def _document_id(ctx: Context[Deps], message: rag.Ingest) -> str:
     return "d" + hashlib.sha256(named.encode()).hexdigest()[:ID_CHARS]
 
 
-def _pieces(text: str, message: rag.Ingest) -> list[Piece]:
+async def _pieces(ctx: Context[Deps], text: str, message: rag.Ingest) -> list[Piece]:
     made = []
-    for chunk in chunks(text, message.chunking.max_words):
+    for number, chunk in enumerate(await _cut(ctx, text, message.chunking.max_words), 1):
         heading = " > ".join(part for part in (message.title, chunk.heading) if part)
         words = text[chunk.start : chunk.end]
         digest = hashlib.sha256(f"{heading}\0{words}".encode()).digest()[:16]
         made.append(Piece(chunk, heading, words, digest))
+        if number % YIELD_EVERY_PIECES == 0:
+            await asyncio.sleep(0)
     return made
+
+
+async def _cut(ctx: Context[Deps], text: str, max_words: int) -> list[Chunk]:
+    """In a process of its own when it is long."""
+    if len(text) < POOLED_FROM_CHARS:
+        return chunks(text, max_words)
+    cut = await ctx.pool(spans, text, max_words, timeout_s=CUT_TIMEOUT_S, memory_bytes=CUT_MEMORY_BYTES)
+    return [Chunk(*span) for span in cut]

@@ -30,5 +30,5 @@ WORKER = Worker(
         serve(rag.DELETE_DOCUMENT, delete_document),
     ],
     calls=[gateway.EMBED, gateway.GENERATE, cache.GET, cache.SET, cache.INVALIDATE],
-    needs=frozenset({"database", "objects"}),
+    needs=frozenset({"database", "objects", "pool"}),
 )
