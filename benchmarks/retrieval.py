@@ -31,7 +31,6 @@ from workers.rag import answer
 
 IN_FLIGHT = 6  # ingests at a time: keeps the embedding model busy
 DEPTH = 100  # hits asked for where quality is measured: R@100
-MAX_WORDS = 220  # the longest chunk that rag makes: most abstracts stay whole
 WARM_UP = 30
 TENANT = "bench"
 ANY_FREE_PORT = 0
@@ -52,7 +51,6 @@ class Asking:
             title=paper.title,
             source_id=paper.id,
             metadata={"paper": paper.id},
-            chunking=rag.Chunking(max_words=MAX_WORDS),
         )
         return (await self.client.call(rag.INGEST, message, identity=self.identity)).chunks
 

@@ -20,7 +20,7 @@ Filters = Annotated[dict[str, JsonValue], Field(max_length=16, description="meta
 class Chunking(Model):
     """max_words: an upper bound of a chunk; the default model cuts at 256 tokens, which is about 220 words."""
 
-    max_words: int = Field(180, ge=20, le=220)
+    max_words: int = Field(220, ge=20, le=220)
 
 
 class Ingest(Model):
