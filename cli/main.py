@@ -186,6 +186,21 @@ def tail(
 
 
 @app.command()
+def bench(
+    operation: Operation = "cache.stats",
+    body: Body = "{}",
+    tenant: Tenant = DEMO_TENANT,
+    in_flight: Annotated[int, typer.Option("--in-flight", "-n", min=1, max=1024, help="Askers at a time.")] = 16,
+    seconds: Annotated[float, typer.Option("--seconds", "-s", min=0.1, max=3600, help="How long.")] = 5,
+    json: Json = False,
+) -> None:
+    """Load one operation of the running platform, and print its rate and its times."""
+    from cli import bench as command
+
+    command.run(operation, body, tenant=tenant, in_flight=in_flight, seconds=seconds, as_json=json)
+
+
+@app.command()
 def contracts(
     format: Annotated[str, typer.Option("--format", help="openapi or jsonschema.")] = "jsonschema",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")] = None,

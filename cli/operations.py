@@ -30,10 +30,10 @@ class Asker:
         self._json = as_json
 
     def call(self, operation: str, body: str, *, stream: bool, key: str | None, timeout_s: float | None) -> None:
-        contract = _contract(operation)
+        contract = contract_of(operation)
         if stream and contract.chunk is None:
             raise typer.BadParameter(f"{operation} does not stream")
-        message = _message(contract, body)
+        message = message_of(contract, body)
 
         async def ask(client: Client) -> None:
             if stream:
@@ -45,10 +45,10 @@ class Asker:
         self._run(ask)
 
     def submit(self, operation: str, body: str, *, wait: bool, key: str | None, timeout_s: float | None) -> None:
-        contract = _contract(operation)
+        contract = contract_of(operation)
         if not contract.job:
             raise typer.BadParameter(f"{operation} makes no sense as a job; use `faas call`")
-        message = _message(contract, body)
+        message = message_of(contract, body)
 
         async def ask(client: Client) -> None:
             submitted = await client.submit(contract, message, identity=self._identity(), key=key)
@@ -133,7 +133,7 @@ class Asker:
         session.run(work())
 
 
-def _contract(operation: str) -> AnyCall:
+def contract_of(operation: str) -> AnyCall:
     """An unknown name is wrong usage."""
     known = registry.load().calls
     if operation not in known:
@@ -141,7 +141,7 @@ def _contract(operation: str) -> AnyCall:
     return known[operation]
 
 
-def _message(contract: AnyCall, body: str) -> Model:
+def message_of(contract: AnyCall, body: str) -> Model:
     """The decoded message; one that does not fit its contract is a fault."""
     data = sys.stdin.buffer.read() if body == "-" else body.encode()
     try:

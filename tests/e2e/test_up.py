@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -152,6 +153,10 @@ async def test_the_other_commands_find_it(up: Up) -> None:
     assert "faas_owner:" not in doctor.stdout.replace("faas_owner:********", "")
     listed = await asyncio.to_thread(faas, up, "jobs", "ls")
     assert listed.returncode == 0, listed.stderr
+    loaded = await asyncio.to_thread(faas, up, "bench", "cache.stats", "--seconds", "0.5", "--in-flight", "4")
+    found = json.loads(loaded.stdout)
+    assert (found["faults"], found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]) == ({}, True)
+    assert found["answers"] > 10
     absent = await asyncio.to_thread(faas, up, "jobs", "get", "j" + "a" * 26)
     assert (absent.returncode, "NOT_FOUND" in absent.stderr) == (1, True)
 

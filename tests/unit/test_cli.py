@@ -38,6 +38,7 @@ def faas(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         ("submit", "jobs.get"),
         ("worker", "nobody"),
         ("tail", "evt..x"),
+        ("bench", "rag.nothing"),
         ("contracts", "--format", "cobol"),
         ("nonsense",),
     ],
