@@ -99,7 +99,7 @@ class Durable:
 
     async def _job(self, name: str, tenant: str, job_id: str, route: Route | None) -> Outcome:
         headers = self._delivery.headers
-        ctx = self._anonymous(tenant, job_id, job_id)
+        ctx: Context[Any] | None = None
         try:
             identity = self._delivery.identified(tenant)
             ctx = self._of(identity, route, job_id)
@@ -110,6 +110,7 @@ class Durable:
                 raise LATE
             message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)
         except Fault as fault:
+            ctx = ctx or self._anonymous(tenant, job_id, job_id)
             return await self._performer.give_up(ctx, name, self._digest, fault)
         output_id = headers.get(names.OUTPUT_TO, job_id)
         ctx.output_id = output_id if grammar.is_token(output_id) else job_id
@@ -117,11 +118,12 @@ class Durable:
         return await self._guarded(ctx, name, route, message, {job_id, output_id})
 
     async def _heard(self, name: str, tenant: str, ident: str, route: Route) -> Outcome:
-        ctx = self._anonymous(tenant, ident, None)
+        ctx: Context[Any] | None = None
         try:
             ctx = self._of(self._delivery.identified(tenant), route, ident)
             message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)
         except Fault as fault:
+            ctx = ctx or self._anonymous(tenant, ident, None)
             return await self._performer.give_up(ctx, name, self._digest, fault)
         return await self._guarded(ctx, name, route, message, set())
 
