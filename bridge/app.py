@@ -13,7 +13,8 @@ from bridge.context import Bridge
 from bridge.exchange import Exchange, Gone, Receive, Scope, Send, SlowBody
 from bridge.probes import Document, HttpCounts, Probe, as_json, checks
 from bridge.routes import Route, Table, operations
-from runtime import telemetry
+from bridge.spans import answered, answering
+from runtime import telemetry, tracing
 from runtime.client import Client
 from runtime.connection import Connection
 from runtime.probes import Probes
@@ -57,18 +58,20 @@ class Application:
             raise RuntimeError(f"the bridge speaks HTTP, not {scope['type']}")
         exchange, started = Exchange(scope, receive, send), time.perf_counter()
         self._counts.open += 1
-        route = NO_ROUTE
+        route, error = NO_ROUTE, ""
         try:
             match = self._table.find(exchange.method, exchange.path)
             if match.route is not None:
                 route, exchange.params = match.route.path, match.params
             await self._answer(exchange, match.route, match.allowed)
         except Gone:
-            exchange.status = CLIENT_GONE
+            exchange.status, error = CLIENT_GONE, "CANCELLED"
         finally:
             self._counts.open -= 1
             method = exchange.method if route != NO_ROUTE else "ANY"
             self._counts.add(method, route, exchange.status, time.perf_counter() - started)
+            if exchange.span is not None:
+                answered(exchange.span, exchange.status, error)
 
     async def _answer(self, exchange: Exchange, route: Route | None, allowed: tuple[str, ...]) -> None:
         try:
@@ -76,6 +79,10 @@ class Application:
             if route is None or not route.public:
                 # Before anything about the path is said: who has no token learns nothing.
                 exchange.identity = self._door.identify(exchange)
+                if tracing.is_recording():
+                    exchange.span = answering(exchange.method, route.path if route else "", exchange.identity)
+                    exchange.identity = exchange.identity.under(exchange.span)
+                    tracing.enter(exchange.span)
             if route is None:
                 await _no_route(exchange, allowed)
                 return

@@ -14,6 +14,7 @@ from bridge.exchange import AUTHORIZATION, Exchange
 from codec import headers as h
 from runtime.identity import MAX_SCOPES_CHARS, Identity
 from runtime.settings import Settings
+from runtime.tracing import adopted
 from subjects.contract import Code, Fault
 from subjects.grammar import is_token
 
@@ -63,7 +64,7 @@ class Door:
             claims.user,
             claims.scopes,
             correlation_id=exchange.correlation_id,
-            traceparent=exchange.header(h.TRACEPARENT),
+            traceparent=adopted(exchange.header(h.TRACEPARENT)),
             tracestate=exchange.header(h.TRACESTATE),
         )
         return replace(identity, request_id=exchange.request_id)

@@ -12,6 +12,7 @@ from codec import headers as h
 from codec.formats import content_type_of
 from codec.problem import PROBLEM_JSON, Problem, retry_after, to_problem
 from runtime.identity import Identity, new_id
+from runtime.tracing import Span
 from subjects.contract import Code, Fault
 
 Scope = MutableMapping[str, Any]
@@ -47,7 +48,7 @@ class Exchange:
 
     __slots__ = (
         "_accept", "_length", "_receive", "_send", "body_read", "correlation_id", "headers", "identity", "method",
-        "params", "path", "query", "repeated", "request_id", "started", "status",
+        "params", "path", "query", "repeated", "request_id", "span", "started", "status",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +71,7 @@ class Exchange:
         self.body_read = False
         self.started = False
         self.status = 0
+        self.span: Span | None = None
 
     # -- the request ----------------------------------------------------------------------------------------------
 

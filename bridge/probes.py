@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from bridge.exchange import Exchange
+from bridge.spans import DURATION
 from codec import headers as h
 from runtime import headers
 from runtime.connection import Connection
@@ -85,21 +86,17 @@ class HttpCounts:
 
     def __init__(self) -> None:
         self._answers: Counter[tuple[str, str, int]] = Counter()
-        self._seconds: Counter[str] = Counter()
         self.open = 0
 
     def add(self, method: str, route: str, status: int, took_s: float) -> None:
         self._answers[method, route, status] += 1
-        self._seconds[route] += took_s  # type: ignore[assignment]
+        DURATION.series(method, route, str(status)).add(took_s)
 
     def metrics(self) -> str:
         """Prometheus text format."""
         lines = ["# TYPE http_requests_total counter"]
         for (method, route, status), count in sorted(self._answers.items()):
             lines.append(f'http_requests_total{{method="{method}",route="{route}",status="{status}"}} {count}')
-        lines.append("# TYPE http_request_seconds_total counter")
-        for route, seconds in sorted(self._seconds.items()):
-            lines.append(f'http_request_seconds_total{{route="{route}"}} {seconds:.6f}')
         lines += ["# TYPE http_requests_open gauge", f"http_requests_open {self.open}"]
         return "\n".join(lines) + "\n"
 

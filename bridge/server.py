@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from bridge.app import opened
 from runtime import telemetry
 from runtime.connection import Connection, connect
+from runtime.otlp import exporting
 from runtime.settings import Settings
 from subjects.contract import Code, Fault
 from subjects.registry import Registry
@@ -116,6 +117,11 @@ async def serve(settings: Settings, *, connection: Connection | None = None) -> 
 
     Raises Fault(UNAVAILABLE): no broker, no usable JWT_SECRET, the port is taken, the connection ended.
     """
+    async with exporting(settings, "faas-bridge"):
+        await _serve(settings, connection)
+
+
+async def _serve(settings: Settings, connection: Connection | None) -> None:
     closed, stop = asyncio.Event(), asyncio.Event()
 
     def ended() -> None:

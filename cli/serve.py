@@ -29,7 +29,7 @@ def workers(names: list[str]) -> None:
         raise typer.BadParameter(f"no worker {', '.join(unknown)}; there are {', '.join(known)}")
     settings = session.load()
     wanted = list(dict.fromkeys(names or known))
-    service = "worker-" + "-".join(wanted)
+    service = "faas-" + "-".join(wanted)
     if not settings.service_name:
         settings = settings.model_copy(update={"service_name": service})
     configure(settings, service)
@@ -41,7 +41,7 @@ def bridge() -> None:
     from bridge import serve
 
     settings = session.load()
-    configure(settings, "bridge")
+    configure(settings, "faas-bridge")
     _until_stopped(serve(settings))
 
 

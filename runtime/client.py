@@ -14,10 +14,12 @@ from nats.aio.subscription import Subscription
 
 from codec import JSON, MSGPACK, decode, digest, encode
 from codec import headers as h
-from runtime import headers, jobs, telemetry
+from runtime import headers, jobs, telemetry, tracing
 from runtime.connection import Connection
 from runtime.headers import as_block
 from runtime.identity import Identity, new_id
+from runtime.message_spans import asked, asking, passing_on, submitting
+from runtime.metrics import Series
 from runtime.requests import Reply
 from runtime.settings import Settings
 from runtime.stream import Stream
@@ -54,6 +56,7 @@ class Client:
         self._type = JSON if settings.codec_type == "json" else MSGPACK
         self._type_line = headers.lines({h.CONTENT_TYPE: self._type})
         self._first = headers.LINE + self._type_line
+        self._answered: dict[str, Series] = {}  # by operation, so that the usual end of a call is counted quickly
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -74,9 +77,10 @@ class Client:
         FORBIDDEN (the contract is not among `calls`), INVALID (tenant, key, or a value that the wire cannot carry).
         """
         self._check(call)
+        began, request_id, trace = time.perf_counter(), new_id(), identity.traceparent or tracing.root_if_recording()
         limit_s = identity.remaining_s(timeout_s or call.timeout_s)
-        request_id = new_id()
-        block = self._first + _identity_lines(identity, request_id, limit_s)
+        span = asking(call, identity, request_id, trace) if tracing.sampled(trace) else None
+        block = self._first + _identity_lines(identity, request_id, limit_s, span.traceparent if span else trace)
         if call.mutates or key is not None:
             block += headers.lines(
                 {h.IDEMPOTENCY_KEY: jobs.checked_key(key or new_id()), h.BODY_DIGEST: digest(message)}
@@ -86,10 +90,16 @@ class Client:
         subject = grammar.request(identity.tenant, call.component, call.operation)
         try:
             reply = await self._ask(subject, encode(message, self._type), block + _END, limit_s)
+            answer = self._answer(call, reply)
         except asyncio.CancelledError:
             self._give_up(identity.tenant, request_id)
+            self._ended(call, began, span, Code.CANCELLED)
             raise
-        return self._answer(call, reply)
+        except Fault as fault:
+            self._ended(call, began, span, fault.code)
+            raise
+        self._ended(call, began, span)
+        return answer
 
     def stream(
         self,
@@ -116,8 +126,21 @@ class Client:
 
         Deadline and X-Request-ID are the caller's to set. Raises Fault: TIMEOUT, UNAVAILABLE, TOO_LARGE, INVALID.
         """
-        grammar.parse(subject)
-        return await self._ask(subject, data, as_block(headers), timeout_s, give_fault=False)
+        address, began = grammar.parse(subject), time.perf_counter()
+        span = passing_on(address, headers) if tracing.sampled(headers.get(h.TRACEPARENT)) else None
+        given = headers if span is None else {**headers, h.TRACEPARENT: span.traceparent}
+        error: Code | None = Code.CANCELLED
+        try:
+            reply = await self._ask(subject, data, as_block(given), timeout_s, give_fault=False)
+            error = reply.fault.code if reply.failed and reply.fault else None
+        except Fault as fault:
+            error = fault.code
+            raise
+        finally:
+            asked("request", address.component, address.operation, error or "").add(time.perf_counter() - began)
+            if span is not None:
+                span.end(error)
+        return reply
 
     async def _ask(self, subject: str, data: bytes, block: bytes, limit_s: float, give_fault: bool = True) -> Reply:
         requests = self.connection.requests
@@ -148,6 +171,16 @@ class Client:
         except Fault as error:  # INVALID would blame the caller's message
             _log.error("answer_does_not_match", call=call.name, errors=[each.path for each in error.errors])
             raise Fault(Code.INTERNAL, f"the answer of {call.name} does not match its contract") from error
+
+    def _ended(self, call: AnyCall, began: float, span: tracing.Span | None, error: Code | None = None) -> None:
+        series = (
+            self._answered.get(call.name) if error is None else asked("request", call.component, call.operation, error)
+        )
+        if series is None:
+            series = self._answered[call.name] = asked("request", call.component, call.operation)
+        series.add(time.perf_counter() - began)
+        if span is not None:
+            span.end(error)
 
     def _check(self, call: AnyCall) -> None:
         if self._allowed is not None and call.name not in self._allowed:
@@ -181,8 +214,11 @@ class Client:
             raise Fault(Code.INVALID, f"{call.name} is not to be had as a job: call it")
         if reply_to is not None and not _is_inbox(reply_to):
             raise Fault(Code.INVALID, f"{h.REPLY_TO} must be a subject below {INBOX}")
+        began, job_id = time.perf_counter(), jobs.job_id(identity.tenant, call.name, key)
+        trace = identity.traceparent or tracing.root_if_recording()
+        span = submitting(call, identity, job_id, trace) if tracing.sampled(trace) else None
         given = {name: value for name, value in (headers or {}).items() if not name.lower().startswith("nats-")}
-        given.update(identity.next_message().headers())
+        given.update(identity.next_message(span.traceparent if span else trace).headers())
         given.pop(h.DEADLINE, None)  # that of the request which submits is not the job's
         given |= {h.CONTENT_TYPE: self._type, h.BODY_DIGEST: digest(message)}
         optional = {
@@ -192,11 +228,20 @@ class Client:
             h.DEADLINE: None if deadline_ms is None else str(deadline_ms),
         }
         given.update({name: value for name, value in optional.items() if value is not None})
-        job_id = jobs.job_id(identity.tenant, call.name, key)
         subject = grammar.job(identity.tenant, call.component, call.operation, job_id)
-        duplicate = await self._until_delivered(
-            lambda: jobs.publish_first(self.connection.requests, subject, encode(message, self._type), given)
-        )
+        error: Code | None = Code.CANCELLED
+        try:
+            duplicate = await self._until_delivered(
+                lambda: jobs.publish_first(self.connection.requests, subject, encode(message, self._type), given)
+            )
+            error = None
+        except Fault as fault:
+            error = fault.code
+            raise
+        finally:
+            asked("submit", call.component, call.operation, error or "").add(time.perf_counter() - began)
+            if span is not None:
+                span.end(error)
         # A random id cannot be anybody else's: a duplicate is our own first try, whose PubAck got lost.
         return Submitted(job_id=job_id, duplicate=duplicate and key is not None)
 
@@ -251,12 +296,11 @@ class Client:
         )
 
 
-def _identity_lines(identity: Identity, request_id: str, limit_s: float) -> bytes:
+def _identity_lines(identity: Identity, request_id: str, limit_s: float, trace: str | None) -> bytes:
     """The lasting headers, made once for an identity, and those of this one message."""
     deadline_ms = int((time.time() + limit_s) * 1000)
-    trace = identity.traceparent
-    span = f"{h.TRACEPARENT}: {telemetry.child_of(trace)}\r\n" if trace else ""
-    return identity.lasting_lines + f"{h.REQUEST_ID}: {request_id}\r\n{h.DEADLINE}: {deadline_ms}\r\n{span}".encode()
+    line = f"{h.TRACEPARENT}: {trace}\r\n" if trace else ""
+    return identity.lasting_lines + f"{h.REQUEST_ID}: {request_id}\r\n{h.DEADLINE}: {deadline_ms}\r\n{line}".encode()
 
 
 def _fault_of(reply: Reply) -> Fault | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from codec import headers as h
-from runtime import telemetry
+from runtime import tracing
 from runtime.headers import lines as header_lines
 from subjects.contract import Code, Fault
 from subjects.grammar import token
@@ -50,14 +50,14 @@ class Identity:
         timeout_s: float | None = None,
     ) -> Identity:
         """The start of an action: makes what is absent. Raises Fault(INVALID) on a tenant or an id that may not be."""
-        started = telemetry.valid_traceparent(traceparent)
+        started = tracing.valid_traceparent(traceparent)
         made = cls(
             tenant=token(tenant, "tenant"),
             user=_id(user, h.USER) if user else None,
             scopes=scopes,
             correlation_id=_id(correlation_id, h.CORRELATION_ID) if correlation_id else new_id(),
             request_id=new_id(),
-            traceparent=started or telemetry.new_traceparent(),
+            traceparent=started or tracing.root(),
             tracestate=_state(tracestate) if started else None,
         )
         return made if timeout_s is None else made.with_deadline(timeout_s)
@@ -74,7 +74,7 @@ class Identity:
             raise Fault(Code.FORBIDDEN, f"{h.TENANT} is not the tenant of the subject")
         user, scopes = given.get(h.USER), given.get(h.SCOPES)
         correlation_id, request_id = given.get(h.CORRELATION_ID), given.get(h.REQUEST_ID)
-        traceparent = telemetry.valid_traceparent(given.get(h.TRACEPARENT))
+        traceparent = tracing.valid_traceparent(given.get(h.TRACEPARENT))
         return cls(
             tenant=subject_tenant,
             user=_id(user, h.USER) if user else None,
@@ -115,10 +115,13 @@ class Identity:
             made[h.DEADLINE] = str(self.deadline_ms)
         return made
 
-    def next_message(self) -> Identity:
-        """The same action, another message: a new request id and a child span."""
-        child = telemetry.child_of(self.traceparent) if self.traceparent else None
-        return replace(self, request_id=new_id(), traceparent=child)
+    def next_message(self, traceparent: str | None = None) -> Identity:
+        """The same action, another message: a new request id, and its own parent if one is given."""
+        return replace(self, request_id=new_id(), traceparent=traceparent or self.traceparent)
+
+    def under(self, span: tracing.Span | None) -> Identity:
+        """The same, as what this span causes."""
+        return self if span is None else replace(self, traceparent=span.traceparent)
 
     def allows(self, scope: str) -> bool:
         """Whether the scope (`component.operation`) is among the claims, or contained in `component.*` or `*`."""
@@ -153,7 +156,7 @@ def _scopes(value: str) -> frozenset[str]:
 
 
 def _state(value: str | None) -> str | None:
-    ok = value and len(value) <= telemetry.MAX_TRACESTATE_CHARS and value.isascii() and value.isprintable()
+    ok = value and len(value) <= tracing.MAX_TRACESTATE_CHARS and value.isascii() and value.isprintable()
     return value if ok else None
 
 

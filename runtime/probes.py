@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from runtime import telemetry
+from runtime import metrics, telemetry
 from subjects.contract import Fault
 
 Check = Callable[[], Awaitable[Any]]
@@ -130,7 +130,7 @@ class Probes:
             lines.append(f'probe_checks_total{{check="{check}",result="{result}"}} {count}')
         for name, (kind, read) in sorted(self._metrics.items()):
             lines += [f"# TYPE {name} {kind}", f"{name} {read():g}"]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + metrics.prometheus()
 
 
 def _json(status: int, content: dict[str, Any]) -> Answer:

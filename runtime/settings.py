@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     llm_default_model: str = "local/smollm2"
     embed_default_model: str = "local/minilm"
     local_models_url: str = ""
+    otel_exporter_otlp_endpoint: str = Field("", description="a collector's base address; empty = nothing is recorded")
+    otel_traces_sampler: str = ""
+    otel_traces_sampler_arg: str = ""
     shutdown_grace_s: float = Field(20.0, ge=0, le=3600)
     job_ack_wait_s: float = Field(10.0, ge=1, le=600)
 

@@ -1,10 +1,8 @@
-"""Logs with ids bound per message, and W3C trace context carried from message to message."""
+"""Logs, with the ids of the message that is being handled and the span that is current."""
 
 from __future__ import annotations
 
 import logging
-import random
-import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -14,11 +12,10 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
+from runtime import tracing
 from runtime.settings import Settings
 
-MAX_TRACESTATE_CHARS = 512
 _ids: ContextVar[Mapping[str, str | int | None]] = ContextVar("ids", default=MappingProxyType({}))
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _QUIET = ("nats", "asyncio", "httpx", "httpcore", "urllib3", "LiteLLM")
 
 
@@ -95,26 +92,7 @@ def _with_ids(_logger: Any, _method: str, event: structlog.typing.EventDict) -> 
     for name, value in _ids.get().items():
         if value is not None:
             event.setdefault(name, value)
+    span = tracing.current()
+    if span is not None:
+        event.setdefault("span_id", span.span_id)
     return event
-
-
-def new_traceparent() -> str:
-    """A new trace with a first span, sampled."""
-    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
-
-
-def valid_traceparent(value: str | None) -> str | None:
-    """The value itself if it is a version 00 traceparent with non-zero ids, else None (W3C: restart the trace)."""
-    found = _TRACEPARENT.match(value) if value else None
-    if found is None or not int(found[1], 16) or not int(found[2], 16):
-        return None
-    return value
-
-
-def child_of(traceparent: str) -> str:
-    """The same trace with a new span id. traceparent must be valid."""
-    return f"{traceparent[:36]}{random.getrandbits(64) or 1:016x}{traceparent[52:]}"
-
-
-def trace_id(traceparent: str | None) -> str | None:
-    return traceparent[3:35] if traceparent else None

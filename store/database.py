@@ -15,6 +15,7 @@ import asyncpg
 from pgvector.asyncpg import register_vector
 
 from store.pgerrors import FAILURES, OutcomeUnknown, is_lost, to_fault, unavailable
+from store.spans import CONNECTIONS
 from store.transaction import Record, TransactionScope, acquire, release
 from subjects.grammar import token
 
@@ -47,8 +48,14 @@ if TYPE_CHECKING:  # generic for the type checker only
 class Database:
     """The pool of one process and role. It is private: whoever needs rows asks for a transaction."""
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: _Pool, name: str) -> None:
         self._pool = pool
+        self._name = name
+        self._forget = CONNECTIONS.watch(self._connections)
+
+    def _connections(self) -> list[tuple[tuple[str, ...], float]]:
+        size, idle = self._pool.get_size(), self._pool.get_idle_size()
+        return [((self._name, "idle"), idle), ((self._name, "used"), size - idle)]
 
     @classmethod
     async def open(cls, dsn: str, *, min_size: int = 1, max_size: int = 10, name: str) -> Database:
@@ -68,7 +75,7 @@ class Database:
             )
         except FAILURES as error:
             raise to_fault(error) or error from error
-        return cls(pool)
+        return cls(pool, name)
 
     def transaction(self, tenant: str, *, search: bool = False, relaxed: bool = False) -> TransactionScope:
         """A transaction under the tenant's row-level security.
@@ -115,6 +122,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection, by force after CLOSE_TIMEOUT_S."""
+        self._forget()
         try:
             await asyncio.wait_for(self._pool.close(), CLOSE_TIMEOUT_S)
         except FAILURES:

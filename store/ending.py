@@ -72,7 +72,7 @@ def _endings(database: Database) -> Together[Ending, bool]:
             assert database is not None  # finish() holds it while it waits
             return await _finish_all(database, tenant, endings)
 
-        together = _together[database] = Together(run)
+        together = _together[database] = Together(run, name=sql.name_of(_queries.finish_all))
     return together
 
 

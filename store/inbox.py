@@ -57,7 +57,9 @@ class Inbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._claims: Together[_Claim, Record] = Together(self._claim, undo=self._unclaim)
+        self._claims: Together[_Claim, Record] = Together(
+            self._claim, name=sql.name_of(_queries.claim), undo=self._unclaim
+        )
 
     async def claim(
         self, tenant: str, operation: str, key: str, *, digest: str, lease_s: float, owner: str

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
+_names: dict[str, str] = {}
+"""Statement to `<file>.<name>`, for telemetry: the text itself is told to nobody."""
 _name = re.compile(r"^--\s*name:\s*([a-z_][a-z0-9_]*)\s*$", re.MULTILINE)
 
 
@@ -38,4 +40,16 @@ def load(package: str, filename: str = "queries.sql") -> Queries:
         statements[name] = body.strip().rstrip(";")
         if not statements[name]:
             raise ValueError(f"{source} has nothing under {name}")
+        _names[statements[name]] = f"{_place(package, filename)}.{name}"
     return Queries(source, statements)
+
+
+def name_of(statement: str) -> str:
+    """`<file>.<name>` of a named statement, as `jobs.running` or `rag.search`; else the statement's first word."""
+    return _names.get(statement) or statement.lstrip()[:16].partition(" ")[0].upper()
+
+
+def _place(package: str, filename: str) -> str:
+    """A component's queries.sql is called as the component is."""
+    stem = filename.removesuffix(".sql")
+    return package.rpartition(".")[2] if stem == "queries" else stem

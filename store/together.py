@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
+from runtime.tracing import current
+from store.spans import shared
 from subjects.contract import Code, Fault
 
 MOST_TOGETHER = 32
@@ -20,16 +23,18 @@ A = TypeVar("A")
 
 
 class Together(Generic[Q, A]):
-    """run answers a tenant's questions in their order, in one transaction. undo, if given, gets the answer to a
-    question whose asker was cancelled meanwhile."""
+    """run answers a tenant's questions in order, in one transaction; name is the statement's. undo, if given, gets
+    the answer to a question whose asker was cancelled meanwhile."""
 
     def __init__(
         self,
         run: Callable[[str, Sequence[Q]], Awaitable[Sequence[A]]],
         *,
+        name: str,
         undo: Callable[[str, Q, A], Awaitable[None]] | None = None,
     ) -> None:
         self._run = run
+        self._name = name
         self._undo = undo
         self._waiting: defaultdict[str, deque[tuple[Q, asyncio.Future[A]]]] = defaultdict(deque)
         self._running: defaultdict[str, int] = defaultdict(int)
@@ -41,10 +46,14 @@ class Together(Generic[Q, A]):
         self._waiting[tenant].append((question, answer))
         if self._running[tenant] < ABREAST:
             self._running[tenant] += 1
-            task = asyncio.create_task(self._drain(tenant), name="books")
+            # In a context of its own: it works for many, so that no message's ids and span may stand in it.
+            task = asyncio.get_running_loop().create_task(self._drain(tenant), name="books", context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await answer
+        if current() is None:
+            return await answer
+        with shared(self._name):
+            return await answer
 
     async def _drain(self, tenant: str) -> None:
         waiting = self._waiting[tenant]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from runtime.tracing import Span
 from store.pgerrors import FAILURES, OutcomeUnknown, is_lost, to_fault, unavailable
+from store.spans import statement, transacting
 from subjects.contract import Code, Fault
 
 ACQUIRE_TIMEOUT_S = 5.0
@@ -36,40 +38,54 @@ class Transaction:
     """One open transaction of one tenant. Every method raises Fault(INVALID | TIMEOUT | UNAVAILABLE), or asyncpg's
     own error for a broken constraint."""
 
-    def __init__(self, connection: _Connection, tenant: str) -> None:
+    def __init__(self, connection: _Connection, tenant: str, span: Span | None = None) -> None:
         self.tenant = tenant
+        self._span = span
         self._connection: _Connection | None = connection
         self._lost = False
         self._temporary = 0
 
     async def fetch(self, sql: str, *args: object) -> list[Record]:
         try:
-            return await self._open().fetch(sql, *args)
+            if self._span is None:
+                return await self._open().fetch(sql, *args)
+            with statement(self._span, sql):
+                return await self._open().fetch(sql, *args)
         except FAILURES as error:
             raise self._failed(error) from error
 
     async def fetchrow(self, sql: str, *args: object) -> Record | None:
         try:
-            return await self._open().fetchrow(sql, *args)
+            if self._span is None:
+                return await self._open().fetchrow(sql, *args)
+            with statement(self._span, sql):
+                return await self._open().fetchrow(sql, *args)
         except FAILURES as error:
             raise self._failed(error) from error
 
     async def fetchval(self, sql: str, *args: object) -> Any:
         try:
-            return await self._open().fetchval(sql, *args)
+            if self._span is None:
+                return await self._open().fetchval(sql, *args)
+            with statement(self._span, sql):
+                return await self._open().fetchval(sql, *args)
         except FAILURES as error:
             raise self._failed(error) from error
 
     async def execute(self, sql: str, *args: object) -> str:
         """Run a statement; the answer is its command tag, such as `UPDATE 1`."""
         try:
-            return await self._open().execute(sql, *args)
+            if self._span is None:
+                return await self._open().execute(sql, *args)
+            with statement(self._span, sql):
+                return await self._open().execute(sql, *args)
         except FAILURES as error:
             raise self._failed(error) from error
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         try:
-            await self._open().executemany(sql, rows)
+            with statement(self._span, sql):
+                await self._open().executemany(sql, rows)
         except FAILURES as error:
             raise self._failed(error) from error
 
@@ -86,15 +102,16 @@ class Transaction:
                 raise ValueError(f"{name!r} is not a plain lower-case SQL name")
         self._temporary += 1
         copy, names = f"copied_{self._temporary}", ", ".join(columns)
+        made = f"CREATE TEMPORARY TABLE {copy} ON COMMIT DROP AS SELECT {names} FROM {table} WITH NO DATA"  # noqa: S608
+        moved = f"INSERT INTO {table} ({names}) SELECT {names} FROM pg_temp.{copy} {on_conflict}"  # noqa: S608
         try:
-            connection = self._open()
-            await connection.execute(
-                f"CREATE TEMPORARY TABLE {copy} ON COMMIT DROP AS SELECT {names} FROM {table} WITH NO DATA"  # noqa: S608
-            )
-            await connection.copy_records_to_table(copy, records=records, columns=list(columns), schema_name="pg_temp")
-            tag = await connection.execute(
-                f"INSERT INTO {table} ({names}) SELECT {names} FROM pg_temp.{copy} {on_conflict}"  # noqa: S608
-            )
+            with statement(self._span, f"COPY {table}"):
+                connection = self._open()
+                await connection.execute(made)
+                await connection.copy_records_to_table(
+                    copy, records=records, columns=list(columns), schema_name="pg_temp"
+                )
+                tag = await connection.execute(moved)
         except FAILURES as error:
             raise self._failed(error) from error
         return int(tag.rsplit(" ", 1)[1])
@@ -128,20 +145,34 @@ class TransactionScope:
         self._tenant = tenant
         self._opening = opening
         self._transaction: Transaction | None = None
+        self._span: Span | None = None
 
     async def __aenter__(self) -> Transaction:
-        connection = await acquire(self._pool)
+        self._span = transacting()
         try:
-            await connection.execute(self._opening)
-        except BaseException as error:
-            await self._give_back(connection, broken=True)
-            raise to_fault(error) or error from error
-        self._transaction = Transaction(connection, self._tenant)
+            connection = await acquire(self._pool)
+            try:
+                await connection.execute(self._opening)
+            except BaseException as error:
+                await self._give_back(connection, broken=True)
+                raise to_fault(error) or error from error
+        except BaseException:
+            if self._span is not None:
+                self._span.end("NOT_BEGUN")
+            raise
+        self._transaction = Transaction(connection, self._tenant, self._span)
         return self._transaction
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            await self._end(error)
+        finally:
+            if self._span is not None:
+                self._span.end(None if error is None else "ROLLBACK")
+
+    async def _end(self, error: BaseException | None) -> None:
         transaction, self._transaction = self._transaction, None
         assert transaction is not None
         connection, transaction._connection = transaction._connection, None

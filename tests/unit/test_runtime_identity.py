@@ -7,11 +7,12 @@ import time
 import pytest
 
 from codec import headers as h
-from runtime import telemetry
+from runtime import tracing
 from runtime.identity import Identity
 from subjects.contract import Code, Fault
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OTHER = TRACE[:36] + "1" * 16 + "-01"
 
 
 def test_what_is_sent_is_what_is_read() -> None:
@@ -80,13 +81,13 @@ def test_a_deadline_is_only_ever_shortened() -> None:
     assert abs(near.deadline_ms / 1000 - time.time() - 1) < 0.1
 
 
-def test_the_next_message_is_a_child_of_the_same_action() -> None:
+def test_the_next_message_belongs_to_the_same_action() -> None:
     one = Identity.new("acme", traceparent=TRACE)
     two = one.next_message()
     assert (two.correlation_id, two.tenant) == (one.correlation_id, one.tenant)
     assert two.request_id != one.request_id
-    assert telemetry.trace_id(two.traceparent) == telemetry.trace_id(TRACE)
-    assert two.traceparent != TRACE
+    assert two.traceparent == TRACE
+    assert one.next_message(OTHER).traceparent == OTHER
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,6 @@ def test_the_next_message_is_a_child_of_the_same_action() -> None:
     ],
 )
 def test_a_bad_trace_is_begun_anew(trace: str) -> None:
-    assert telemetry.valid_traceparent(trace) is None
-    assert telemetry.valid_traceparent(Identity.new("acme", traceparent=trace).traceparent) is not None
+    assert tracing.valid_traceparent(trace) is None
+    assert tracing.valid_traceparent(Identity.new("acme", traceparent=trace).traceparent) is not None
     assert Identity.from_message("acme", {h.TRACEPARENT: trace, h.TRACESTATE: "a=b"}).tracestate is None

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import codec
+from runtime import metrics
 from store.valkey import Arg, Script, Valkey, key
 from subjects import cache
 from subjects.contract import Code, Fault
 from workers.cache.quota import INVALIDATED_A_CALL, MAX_REPLY_BYTES, QUOTA, SWEPT_A_CALL, Quota
 
+LOOKUPS = metrics.Counter("faas.cache.lookups", "", "Keys that were asked for.", ("result",))
 VALUE, BYTES = b"v", b"b"  # the first byte of what is kept
 
 
@@ -44,7 +46,10 @@ class Caches:
         found = await self._run(GET, tenant, MAX_REPLY_BYTES, *map(_raw, keys))
         if found == [b"too large"]:
             raise Fault(Code.TOO_LARGE, f"the values together have over {MAX_REPLY_BYTES} bytes: ask for fewer keys")
-        return [_entry(*fields) for fields in found]
+        entries = [_entry(*fields) for fields in found]
+        for entry in entries:
+            LOOKUPS.add("hit" if entry.found else "miss")
+        return entries
 
     async def set(self, tenant: str, entries: Sequence[cache.Set]) -> list[cache.SetResult]:
         """Write all entries or none. Raises Fault: TOO_LARGE (a value), EXHAUSTED (over the quota)."""

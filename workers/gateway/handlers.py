@@ -18,6 +18,7 @@ from subjects.gateway import Attempt, Generate, Generation, GenerationChunk
 from workers.gateway.answer import Answer
 from workers.gateway.models import Models
 from workers.gateway.request import parameters
+from workers.gateway.spans import asking
 from workers.gateway.targets.local import LocalModels
 from workers.gateway.targets.providers import Providers
 from workers.gateway.targets.target import Piece, Target
@@ -48,7 +49,12 @@ async def generate(ctx: Context[Deps], message: Generate) -> Generation:
         answer: Answer | None = None
         try:
             answer = Answer(ctx.deps.models.chat(name))
-            await _fill(ctx, answer, request, first_piece_s=_share_s(ctx, targets_left=len(names) - number + 1))
+            with asking("chat", answer.target) as asked:
+                try:
+                    await _fill(ctx, answer, request, first_piece_s=_share_s(ctx, targets_left=len(names) - number + 1))
+                finally:
+                    asked.usage = answer.usage(message) if answer.started else None
+                    asked.finish_reason, asked.ttft_ms = answer.finish_reason, answer.ttft_ms
         except Fault as fault:
             latency_ms = (time.perf_counter() - began) * 1000
             attempts.append(Attempt(model=name, code=fault.code.value, latency_ms=latency_ms))
@@ -119,7 +125,7 @@ def _report(
     """Tell of an attempt that brought no answer, with what it cost. Not by emit: that goes with an effect, and a
     message that fails has none."""
     event = _event(ctx, ident, message, answer, status)
-    ctx.host.facts.publish(ctx.tenant, gateway.FAILED, event, ctx.event_headers())
+    ctx.host.facts.publish(ctx.tenant, gateway.FAILED, event, ctx.event_headers(gateway.FAILED))
 
 
 def _event(ctx: Context[Deps], ident: str, message: Generate, answer: Answer, status: str) -> gateway.Completed:
@@ -144,14 +150,16 @@ async def embed(ctx: Context[Deps], message: gateway.Embed) -> gateway.Embedding
     texts = [message.input] if isinstance(message.input, str) else message.input
     target = ctx.deps.models.embedding(message.model)
     timeout_s = max(ctx.remaining_s() - SETTLE_S, 0.0)
-    if target.local:
-        made = await ctx.deps.local.embed(target.name.partition("/")[2], texts, timeout_s=timeout_s)
-        vectors, usage, revision = made.vectors, made.usage, made.revision
-        cost_usd: float | None = 0.0
-    else:
-        floats, usage = await ctx.deps.providers.embed(target, texts, message.dimensions, timeout_s=timeout_s)
-        vectors, revision = [_packed(row) for row in floats], target.name
-        cost_usd = ctx.deps.providers.cost_usd(target, usage)
+    cost_usd: float | None = 0.0
+    with asking("embeddings", target) as asked:
+        if target.local:
+            made = await ctx.deps.local.embed(target.name.partition("/")[2], texts, timeout_s=timeout_s)
+            vectors, usage, revision = made.vectors, made.usage, made.revision
+        else:
+            floats, usage = await ctx.deps.providers.embed(target, texts, message.dimensions, timeout_s=timeout_s)
+            vectors, revision = [_packed(row) for row in floats], target.name
+            cost_usd = ctx.deps.providers.cost_usd(target, usage)
+        asked.usage = usage
     dimensions = len(vectors[0]) // 4
     if message.dimensions not in (None, dimensions):
         raise Fault(Code.INVALID, f"{target.name} gives {dimensions} dimensions, not {message.dimensions}")

@@ -24,7 +24,9 @@ async def telling(ctx: Context[Any]) -> AsyncIterator[tuple[Transaction, Tell]]:
         yield tx, lambda event, payload: told.append((event, payload))
         rows = [
             outbox.row(
-                grammar.event(ctx.tenant, event.component, event.occurred), ctx.event_headers(), codec.encode(payload)
+                grammar.event(ctx.tenant, event.component, event.occurred),
+                ctx.event_headers(event),
+                codec.encode(payload),
             )
             for event, payload in told
         ]

@@ -11,8 +11,9 @@ from typing import Any
 
 import structlog
 
-from runtime import streams
+from runtime import metrics, streams
 from runtime.connection import Connection, connect
+from runtime.otlp import exporting
 from runtime.probes import Probes, serve_probes
 from runtime.settings import Settings
 from store.inbox import Inbox
@@ -26,6 +27,11 @@ from workers.serving.route import Need, Worker
 
 FLUSH_TIMEOUT_S = 5
 ENSURE_AGAIN_S = 1.0  # while JetStream is still starting
+
+DROPPED = metrics.Observed(
+    "faas.messages.dropped", "", "Messages that could not be read, and events that could not be published.", "counter",
+    ("reason",),
+)  # fmt: skip
 
 log = structlog.get_logger("workers.serving")
 
@@ -42,12 +48,20 @@ async def run(
     connection: an open one, to embed workers in a program. Raises Fault(UNAVAILABLE) when a client cannot be opened,
     and when the connection to NATS is closed for good, so that the supervisor starts the process again.
     """
+    names = "-".join(worker.name for worker in workers)
+    async with exporting(settings, f"faas-{names}"):
+        await _run(workers, settings, names, connection, stop)
+
+
+async def _run(
+    workers: Sequence[Worker], settings: Settings, names: str, connection: Connection | None, stop: asyncio.Event | None
+) -> None:
     ended = stop or asyncio.Event()
     if stop is None:
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, ended.set)
     if connection is None:
-        connection = await connect(settings, name="worker-" + "-".join(w.name for w in workers), on_closed=ended.set)
+        connection = await connect(settings, name=f"worker-{names}", on_closed=ended.set)
         owned = True
     else:
         owned = False
@@ -71,6 +85,7 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
         host = await stack.enter_async_context(open_host(settings, needs, connection))
         await stack.enter_async_context(_hearing_cancels(host))
         await stack.enter_async_context(_keeping_streams(connection, settings))
+        stack.callback(DROPPED.watch(lambda: _dropped(connection, host)))
         dispatchers = []
         for worker in workers:
             deps = await stack.enter_async_context(worker.lifespan(host))
@@ -87,6 +102,10 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
             yield host
         finally:
             await asyncio.gather(*(d.drain(settings.shutdown_grace_s) for d in dispatchers))
+
+
+def _dropped(connection: Connection, host: Host) -> list[tuple[tuple[str, ...], float]]:
+    return [*(((reason,), count) for reason, count in list(connection.drops.items())), (("event",), host.facts.dropped)]
 
 
 def keys_of(worker: Worker, host: Host) -> Inbox | ValkeyInbox | None:

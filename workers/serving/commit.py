@@ -63,7 +63,9 @@ class Committer:
         books, database = self._host.books, self._host.database
         rows = [
             books.outbox.row(
-                grammar.event(ctx.tenant, event.component, event.occurred), ctx.event_headers(), codec.encode(payload)
+                grammar.event(ctx.tenant, event.component, event.occurred),
+                ctx.event_headers(event),
+                codec.encode(payload),
             )
             for event, payload in ctx.emitted
         ]
@@ -92,7 +94,7 @@ class Committer:
     async def afterwards(self, ctx: Context[Any]) -> None:
         """Best effort once the effect stands; of a request, once its answer is out. Raises nothing."""
         for event, payload in ctx.emitted:  # a component without a database: nothing to commit the fact with
-            self._host.facts.publish(ctx.tenant, event, payload, ctx.event_headers())
+            self._host.facts.publish(ctx.tenant, event, payload, ctx.event_headers(event))
         for fn in ctx.afterwards:
             try:
                 async with asyncio.timeout(AFTER_COMMIT_TIMEOUT_S):

@@ -15,13 +15,15 @@ import structlog
 import codec
 from codec import headers as names
 from runtime.client import Client
-from runtime.identity import Identity
+from runtime.identity import Identity, new_id
+from runtime.message_spans import emitting
 from runtime.output import OutputWriter
 from runtime.settings import Settings
 from runtime.stream import Stream
+from runtime.tracing import sampled
 from store.transaction import Transaction
 from subjects import jobs
-from subjects.contract import Call, Code, Event, EventPayload, Fault, Model
+from subjects.contract import AnyEvent, Call, Code, Event, EventPayload, Fault, Model
 from workers.serving.host import Host
 from workers.serving.running import Cancellable
 
@@ -200,5 +202,10 @@ class Context(Generic[D]):
             if raised is not error:
                 raise
 
-    def event_headers(self) -> dict[str, str]:
-        return {**replace(self.identity.next_message(), deadline_ms=None).headers(), names.CONTENT_TYPE: codec.MSGPACK}
+    def event_headers(self, event: AnyEvent) -> dict[str, str]:
+        """Of an event that this message causes, whoever publishes it."""
+        span = emitting(event, self.identity) if sampled(self.identity.traceparent) else None
+        given = replace(self.identity.under(span), request_id=new_id(), deadline_ms=None).headers()
+        if span is not None:
+            span.end()
+        return {**given, names.CONTENT_TYPE: codec.MSGPACK}

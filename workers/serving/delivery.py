@@ -10,6 +10,7 @@ from codec.formats import content_type_of
 from runtime import headers
 from runtime.identity import Identity
 from runtime.jobs import stored_id
+from runtime.message_spans import Attempt
 from subjects import grammar
 from subjects.contract import Code, Fault
 
@@ -67,6 +68,11 @@ class Delivery:
         """An id of this one stored message, the same at every delivery."""
         tokens = self._ack_tokens()
         return stored_id(f"{tenant}\0{tokens[-7]}\0{tokens[-4]}\0{tokens[-2]}")  # stream, sequence, time of storing
+
+    def attempt(self) -> Attempt:
+        """Which delivery of which stored message this is. Raises Fault(INVALID) for what no stream delivered."""
+        tokens = self._ack_tokens()
+        return Attempt(".".join((tokens[-7], tokens[-6], tokens[-4], tokens[-2])), int(tokens[-5]))
 
     @property
     def digest(self) -> str:

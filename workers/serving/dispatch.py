@@ -11,11 +11,13 @@ import structlog
 
 import codec
 from codec import headers as names
-from runtime import streams
+from runtime import metrics, streams, tracing
 from runtime.identity import Identity, new_id
 from runtime.jobs import job_id as job_id_of
+from runtime.message_spans import answering, processed
 from runtime.output import OutputWriter
-from runtime.telemetry import bind, trace_id
+from runtime.telemetry import bind
+from runtime.tracing import trace_id
 from subjects import grammar
 from subjects.contract import AnyCall, AnyEvent, Code, Fault
 from workers.serving.context import Context
@@ -39,6 +41,9 @@ BUSY = Outcome(
     fault=Fault(Code.EXHAUSTED, "every slot of this process and its backlog are taken; ask again", retry_after_s=1),
 )
 STOPPING = Fault(Code.UNAVAILABLE, "this process is stopping; ask again")
+UNKNOWN = "(unknown)"  # an operation that is none of ours is no label: its callers make the names up
+ACTIVE = metrics.Observed("faas.messages.active", "", "Requests that run or wait for a slot.", "updown",
+                          ("faas.component", "faas.state"))  # fmt: skip
 
 
 class Dispatcher:
@@ -57,6 +62,12 @@ class Dispatcher:
         self._stops: set[Cancellable] = set()
         self._pulls: list[Pull] = []
         self._subscription: Any = None
+        self._answered = {name: processed("request", worker.name, name) for name in self._handlers}
+        self._forget = ACTIVE.watch(self._active)
+
+    def _active(self) -> list[tuple[tuple[str, str], float]]:
+        name = self.worker.name
+        return [((name, "running"), self._slots.running), ((name, "waiting"), self._slots.waiting)]
 
     async def start(self) -> None:
         """Durable consumers first, then requests: what is announced as there must be able to work."""
@@ -96,14 +107,22 @@ class Dispatcher:
         if not self._slots.offer(lambda: self._spawn(self._request(delivery, stop), stop, self._slots.release)):
             request_id = delivery.headers.get(names.REQUEST_ID) or new_id()
             answer(self._host.connection, delivery.reply, delivery.accept, BUSY, request_id, "")
+            processed("request", self.worker.name, UNKNOWN, Code.EXHAUSTED).add(0.0)
 
     async def _request(self, delivery: Delivery, stop: Cancellable) -> None:
+        began, operation = time.perf_counter(), UNKNOWN
         identity: Identity | None = None
+        span: tracing.Span | None = None
         try:
             address = delivery.addressed()
             identity = delivery.identified(address.tenant)
             if address.operation not in self._handlers:
                 raise Fault(Code.NOT_FOUND, f"{self.worker.name} has no operation {address.operation}")
+            operation = address.operation
+            if tracing.is_recording():
+                span = answering(address, identity)
+                identity = identity.under(span)
+                tracing.enter(span)
             outcome = await self._perform(delivery, *self._handlers[address.operation], identity, stop)
         except Fault as fault:
             outcome = Outcome("done", fault=fault)
@@ -115,6 +134,11 @@ class Dispatcher:
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID) or new_id()
         correlation_id = identity.correlation_id if identity else ""
         answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
+        error = outcome.fault.code if outcome.fault is not None else ""
+        series = processed("request", self.worker.name, operation, error) if error else self._answered[operation]
+        series.add(time.perf_counter() - began)
+        if span is not None:
+            span.end(error)
         if outcome.then is not None:
             await outcome.then()
 
@@ -181,6 +205,7 @@ class Dispatcher:
 
     async def drain(self, grace_s: float) -> None:
         """No new work; wait for what runs; after grace_s cancel the rest, which is then delivered again."""
+        self._forget()
         await asyncio.gather(*(pull.stop() for pull in self._pulls))
         if self._subscription is not None and self._host.connection.is_connected:
             await self._subscription.drain()

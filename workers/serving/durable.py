@@ -14,9 +14,12 @@ import structlog
 
 import codec
 from codec import headers as names
+from runtime import tracing
 from runtime.identity import Identity
+from runtime.message_spans import attempting, processed
 from runtime.output import OutputWriter
-from runtime.telemetry import bind, trace_id
+from runtime.telemetry import bind
+from runtime.tracing import trace_id
 from subjects import grammar
 from subjects.contract import AnyEvent, Code, Fault
 from subjects.jobs import STARTED, JobChanged
@@ -37,6 +40,7 @@ EVENT_TIMEOUT_S = 300.0
 ALONE_WAIT_S, ALONE_WAIT_MOST_S = 5.0, 60.0  # while one waits to run alone, newcomers wait behind it
 ALONE_AGAIN_S = 5.0
 ROW_AFTER_S = 0.2  # a job that ends sooner writes its row once, at its end
+UNKNOWN = "(unknown)"
 CRASHED = Fault(Code.INTERNAL, f"the job's worker process died {MAX_CRASHES} times while it ran; it is not run again")
 LATE = Fault(Code.TIMEOUT, "its deadline had passed before it could be started")
 
@@ -52,6 +56,8 @@ class Durable:
         self._context = context
         self._delivery = delivery
         self._digest = delivery.digest
+        self._began = time.perf_counter()
+        self._span: tracing.Span | None = None
         self.stop = Cancellable()
 
     async def job(self, routes: Mapping[str, Route]) -> None:
@@ -74,6 +80,7 @@ class Durable:
             stray = delivery.stored_id(address.tenant)
             dead = grammar.dead_letter(address.tenant, address.component, address.operation, stray, 0)
         await settle(self._host.connection, delivery, outcome, dead)
+        self._ended("job", address.component, address.operation if address.operation in routes else UNKNOWN, outcome)
         if outcome.verdict in ("done", "dead"):
             await self._tell(address.tenant, job_id, outcome)
 
@@ -94,6 +101,7 @@ class Durable:
                 name, address.tenant, ident, Route(event.payload, None, handler, EVENT_TIMEOUT_S)
             )
         await settle(self._host.connection, delivery, outcome, dead)
+        self._ended("event", component, operation, outcome)
 
     # --- the way of a job --------------------------------------------------------------------------------------------
 
@@ -101,7 +109,7 @@ class Durable:
         headers = self._delivery.headers
         ctx: Context[Any] | None = None
         try:
-            identity = self._delivery.identified(tenant)
+            identity = self._attempt(self._delivery.identified(tenant), job_id, name.partition(".")[0])
             ctx = self._of(identity, route, job_id)
             ctx.job_id = job_id
             if route is None:
@@ -120,7 +128,8 @@ class Durable:
     async def _heard(self, name: str, tenant: str, ident: str, route: Route) -> Outcome:
         ctx: Context[Any] | None = None
         try:
-            ctx = self._of(self._delivery.identified(tenant), route, ident)
+            identity = self._attempt(self._delivery.identified(tenant), ident, name.partition(".")[0])
+            ctx = self._of(identity, route, ident)
             message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)
         except Fault as fault:
             ctx = ctx or self._anonymous(tenant, ident, None)
@@ -150,6 +159,24 @@ class Durable:
         finally:
             for ident in idents:
                 self._host.running.remove(ctx.tenant, ident, self.stop)
+
+    # --- what is told of it ---------------------------------------------------------------------------------------
+
+    def _attempt(self, identity: Identity, ident: str, component: str) -> Identity:
+        """The identity under this delivery's span, when it is recorded."""
+        if not tracing.is_recording():
+            return identity
+        address = self._delivery.addressed()
+        self._span = attempting(address, identity, ident, component, self._delivery.attempt())
+        tracing.enter(self._span)
+        return identity.under(self._span)
+
+    def _ended(self, kind: str, component: str, operation: str, outcome: Outcome) -> None:
+        error = outcome.fault.code if outcome.fault is not None else ""
+        processed(kind, component, operation, error).add(time.perf_counter() - self._began)
+        if self._span is not None:
+            self._span.attributes |= {"faas.verdict": outcome.verdict, "faas.attempt": outcome.attempt}
+            self._span.end(error)
 
     # --- around it ----------------------------------------------------------------------------------------------------
 
@@ -210,7 +237,7 @@ class Durable:
                 status="running",
                 attempt=ctx.attempt,
             )
-            self._host.facts.publish(ctx.tenant, STARTED, started, ctx.event_headers())
+            self._host.facts.publish(ctx.tenant, STARTED, started, ctx.event_headers(STARTED))
 
     def _of(self, identity: Identity, route: Route | None, key: str) -> Context[Any]:
         # The deadline header says when a job may start; how long it may run is its contract's matter.

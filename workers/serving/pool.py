@@ -8,13 +8,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgpack  # type: ignore[import-untyped]
 import structlog
 
+from runtime import metrics
+from runtime.tracing import Kind, within
 from subjects.contract import Code, Fault
 from workers.serving.pool_child import HEAD
 
@@ -41,8 +45,28 @@ ENVIRONMENT = (
 )
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 
+CALLS = metrics.Observed("faas.pool.calls", "", "Functions that run in a child or wait for one.", "updown", ("state",))
+DURATION = metrics.Histogram(
+    "faas.pool.duration", "s", "Of functions in a child.", metrics.SECONDS, ("code.function.name", "error.type")
+)
+
 Result = TypeVar("Result")
 log = structlog.get_logger("pool")
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    span = within(f"pool {name}", Kind.INTERNAL, {"code.function.name": name})
+    began, error = time.perf_counter(), ""
+    try:
+        yield
+    except BaseException as failed:
+        error = failed.code.value if isinstance(failed, Fault) else "CANCELLED"
+        raise
+    finally:
+        DURATION.series(name, error).add(time.perf_counter() - began)
+        if span is not None:
+            span.end(error)
 
 
 class Pool:
@@ -59,6 +83,10 @@ class Pool:
         self._busy: set[_Child] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._forget = CALLS.watch(self._calls)
+
+    def _calls(self) -> list[tuple[tuple[str, ...], float]]:
+        return [(("running",), len(self._busy)), (("waiting",), self._waiting)]
 
     async def run(
         self, fn: Callable[..., Result], *args: Any, timeout_s: float, memory_bytes: int = MEMORY_BYTES
@@ -70,7 +98,7 @@ class Pool:
         UNAVAILABLE (somebody outside killed the child, or the pool is closed), EXHAUSTED (MAX_WAITING in line).
         Cancelling kills the child.
         """
-        request = _request(fn, args, memory_bytes)
+        request, name = _request(fn, args, memory_bytes), f"{fn.__module__}.{fn.__qualname__}"
         if self._waiting >= MAX_WAITING:
             raise Fault(Code.EXHAUSTED, f"{MAX_WAITING} callers wait for a pool process already", retry_after_s=5)
         self._waiting += 1
@@ -79,10 +107,11 @@ class Pool:
         finally:
             self._waiting -= 1
         try:
-            reply = await self._ask(request, timeout_s, memory_bytes)
+            with _told(name):
+                reply = await self._ask(request, timeout_s, memory_bytes)
+                result: Result = _result(reply, name)
         finally:
             self._slots.release()
-        result: Result = _result(reply, f"{fn.__module__}.{fn.__qualname__}")
         return result
 
     async def _ask(self, request: bytes, timeout_s: float, memory_bytes: int) -> dict[str, Any]:
@@ -125,6 +154,7 @@ class Pool:
     async def close(self) -> None:
         """Kill every child, working ones too (their callers get UNAVAILABLE), and wait until they are gone."""
         self._closed = True
+        self._forget()
         for child in self._busy:
             child.kill()
         while self._idle:

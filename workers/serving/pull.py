@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from runtime import headers
+from runtime import headers, metrics
 from runtime.connection import Connection
 from workers.serving.delivery import Delivery
 from workers.serving.slots import Slots
@@ -27,6 +27,11 @@ HEARTBEAT_S = 1.0
 SILENCE_S = 2.5  # no message and no heartbeat for so long: the pull was lost, ask again
 IDLE_WAIT_S = 0.5  # the pump looks after itself at least so often
 CONSUMER_GONE = {"404 Consumer Not Found", "409 Consumer Deleted", "503", "409 Consumer is push based"}
+
+WAITING = metrics.Observed(
+    "faas.consumer.waiting", "", "Messages that wait in the stream, as the last one taken told.", "gauge",
+    ("messaging.consumer.group.name",),
+)  # fmt: skip
 
 
 class Pull:
@@ -55,6 +60,12 @@ class Pull:
         self._task: asyncio.Task[None] | None = None
         self._subscription: Any = None
         self._inbox = ""
+        self._last = b""  # the ack subject of the last message: its end says how many wait behind it
+        self._forget = WAITING.watch(self._waiting)
+
+    def _waiting(self) -> list[tuple[tuple[str, ...], float]]:
+        pending = self._last.rpartition(b".")[2]
+        return [((self._durable,), int(pending))] if pending.isdigit() else []
 
     async def begin(self) -> None:
         self._inbox = self._connection.new_inbox()
@@ -64,6 +75,7 @@ class Pull:
     async def stop(self) -> None:
         """Ask for nothing more. A message that arrives after this is left to be delivered again."""
         self._stopping = True
+        self._forget()
         self._wake.set()
         if self._task is not None:
             await self._task
@@ -109,6 +121,7 @@ class Pull:
         if not reply.startswith(b"$JS.ACK."):
             return
         self._requested = max(0, self._requested - 1)
+        self._last = reply
         try:
             delivery = Delivery.of(subject, reply, data, block)
         except ValueError:

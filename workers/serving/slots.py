@@ -44,6 +44,11 @@ class Slots:
     def idle(self) -> bool:
         return self.running == 0
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return len(self._backlog)
+
 
 class AloneTooLate(Exception):
     """The others in this process did not get done in time."""

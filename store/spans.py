@@ -1,0 +1,55 @@
+"""Spans of what is asked of Postgres: the transaction, and each statement by its name. Never a text or a parameter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from runtime import metrics
+from runtime.tracing import Attribute, Kind, Span, begin, current, within
+from store import sql
+
+SYSTEM: dict[str, Attribute | None] = {"db.system.name": "postgresql"}
+CONNECTIONS = metrics.Observed(
+    "db.client.connection.count", "", "Connections of the pools.", "updown",
+    ("db.client.connection.pool.name", "db.client.connection.state"),
+)  # fmt: skip
+
+
+def transacting() -> Span | None:
+    """A transaction of the message that this task handles."""
+    return within("transaction", Kind.CLIENT, SYSTEM | {"db.operation.name": "transaction"})
+
+
+def statement(of: Span | None, text: str) -> AbstractContextManager[None]:
+    """One statement of a transaction."""
+    return _ended(None if of is None else begin(*_named(sql.name_of(text), of.traceparent)))
+
+
+def shared(name: str) -> AbstractContextManager[None]:
+    """A named statement that does the work of several messages: each has its own span of it, from asking to answer."""
+    parent = current()
+    return _ended(None if parent is None else begin(*_named(name, parent.traceparent)))
+
+
+def _named(name: str, parent: str) -> tuple[str, Kind, str, dict[str, Attribute | None]]:
+    return name, Kind.CLIENT, parent, {**SYSTEM, "db.operation.name": name, "db.query.summary": name}
+
+
+@contextmanager
+def _ended(span: Span | None) -> Iterator[None]:
+    if span is None:
+        yield
+        return
+    error: str | None = None
+    try:
+        yield
+    except asyncio.CancelledError:
+        error = "CANCELLED"
+        raise
+    except Exception as failed:
+        error = getattr(failed, "sqlstate", None) or type(failed).__name__
+        raise
+    finally:
+        span.end(error)
