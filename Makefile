@@ -6,7 +6,7 @@ UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
 SOURCES := subjects codec runtime store workers bridge stack cli tests benchmarks examples
 
-.PHONY: setup demo up test check format bench lock clean
+.PHONY: setup demo up test check contracts format bench lock clean
 
 setup: $(READY)
 
@@ -38,6 +38,10 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy $(wildcard $(SOURCES))
 	$(PY) -m pytest tests/contract/test_imports.py
+
+# What is committed under schemas/: after every change of a contract.
+contracts: $(READY)
+	@$(PY) -m cli contracts --update
 
 format: $(READY)
 	$(PY) -m ruff format .

@@ -36,7 +36,7 @@ def from_query(call: AnyCall, exchange: Exchange) -> Model:
 
 def from_body(call: AnyCall, exchange: Exchange, body: bytes) -> Model:
     """PUT, POST, PATCH: the body with the path's fields; another value for one of these is INVALID."""
-    given = decode_plain(body, exchange.content_type) if body else {}
+    given = decode_plain(body, exchange.content_type, call.input) if body else {}
     if not isinstance(given, dict):
         raise Fault(Code.INVALID, "the body must be an object")
     for name, value in exchange.params.items():

@@ -14,7 +14,7 @@ from bridge.joining import Reader
 from bridge.preferences import RESPOND_ASYNC, Preferences, deadline_ms, left_s, preferences, timeout_s
 from bridge.results import fault_of, result_of, waited
 from bridge.streams import stream_request
-from codec import JSON, MSGPACK, decode, encode, encode_plain
+from codec import CONTENT_TYPES, JSON, MSGPACK, decode, encode, encode_plain
 from codec import headers as h
 from runtime.jobs import checked_key
 from runtime.requests import Reply
@@ -53,7 +53,7 @@ class Operation:
             if exchange.query:
                 raise Fault(Code.INVALID, "this route takes no query: the body is the message")
             content_type = exchange.content_type
-            return await exchange.body() or encode_plain({}, content_type), content_type
+            return await exchange.body() or encode_plain({}, content_type, self._call.input), content_type
         if exchange.method in ("GET", "DELETE"):
             message = arguments.from_query(self._call, exchange)
         else:
@@ -116,7 +116,7 @@ async def answer(exchange: Exchange, reply: Reply) -> None:
     if fault is not None:
         raise fault
     content_type = reply.content_type or MSGPACK
-    if content_type not in (MSGPACK, JSON):
+    if content_type not in CONTENT_TYPES:
         raise Fault(Code.INTERNAL, "the reply is in a format that is not ours")
     await exchange.respond(200, reply.data, content_type)
 

@@ -1,4 +1,4 @@
-"""contracts: every operation and event as JSON Schema, or the bridge's OpenAPI document."""
+"""contracts: every operation and event, described for others: JSON Schema, OpenAPI, AsyncAPI, .proto files."""
 
 from __future__ import annotations
 
@@ -9,42 +9,64 @@ from typing import Any
 import typer
 
 from cli import session, show
+from codec import fieldlock, protos, schemas
+from codec.folder import SCHEMAS
 from subjects import registry
 
+PROTO = "proto"
 
-def run(format: str, output: Path | None) -> None:
-    if format not in FORMATS:
-        raise typer.BadParameter(f"format is one of {', '.join(FORMATS)}")
-    text = json.dumps(FORMATS[format](), indent=2, ensure_ascii=False)
-    if output is None:
-        show.line(text)
+
+def run(format: str, output: Path | None, *, update: bool) -> None:
+    """Print one description, or write it to a file (.proto files: to a folder); update: the committed ones instead."""
+    if update:
+        _update()
+    elif format == PROTO:
+        _protos(output)
+    elif format not in FORMATS:
+        raise typer.BadParameter(f"format is one of {', '.join((*FORMATS, PROTO))}")
+    elif output is None:
+        show.line(_text(FORMATS[format]()).rstrip("\n"))
     else:
-        output.write_text(text + "\n")
+        output.write_text(_text(FORMATS[format]()), encoding="utf-8")
 
 
-def _json_schema() -> dict[str, Any]:
-    known = registry.load()
-    return {
-        "calls": {
-            name: {
-                "input": call.input.model_json_schema(),
-                "output": call.output.model_json_schema(),
-                **({"chunk": call.chunk.model_json_schema()} if call.chunk else {}),
-                "timeout_s": call.timeout_s,
-                "mutates": call.mutates,
-                "job": call.job,
-                "public": call.public,
-            }
-            for name, call in sorted(known.calls.items())
-        },
-        "events": {name: event.payload.model_json_schema() for name, event in sorted(known.events.items())},
+def _protos(folder: Path | None) -> None:
+    made = protos.files()
+    if folder is None:
+        show.line("\n".join(made.values()))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _update() -> None:
+    """Everything under schemas/ that is made from the contracts; the numbers first, for the .proto files hold them."""
+    lock = fieldlock.updated(fieldlock.committed(), protos.messages().values())
+    made = {
+        schemas.COMMITTED: schemas.text(),
+        fieldlock.COMMITTED: fieldlock.text(lock),
+        **{protos.COMMITTED / name: text for name, text in protos.files(lock=lock).items()},
     }
+    for path, text in made.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            show.line(f"wrote {path.relative_to(SCHEMAS.parent)}")
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _openapi() -> dict[str, Any]:
     from bridge.app import openapi
 
     return openapi(session.load())
+
+
+def _json_schema() -> dict[str, Any]:
+    return schemas.json_schema(registry.load())
 
 
 FORMATS = {"jsonschema": _json_schema, "openapi": _openapi}

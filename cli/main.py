@@ -202,10 +202,13 @@ def bench(
 
 @app.command()
 def contracts(
-    format: Annotated[str, typer.Option("--format", help="openapi or jsonschema.")] = "jsonschema",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")] = None,
+    format: Annotated[str, typer.Option("--format", help="jsonschema, openapi, asyncapi or proto.")] = "jsonschema",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file, or a folder for proto, instead of standard output.")
+    ] = None,
+    update: Annotated[bool, typer.Option("--update", help="Write what is committed under schemas/ anew.")] = False,
 ) -> None:
     """Print every contract."""
     from cli import contracts as command
 
-    command.run(format, output)
+    command.run(format, output, update=update)

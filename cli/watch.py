@@ -13,7 +13,8 @@ import typer
 import codec
 from cli import session, show
 from codec import headers as h
-from subjects.contract import Fault
+from subjects import grammar, registry
+from subjects.contract import Fault, Model
 
 PATTERN = re.compile(r"(?:[A-Za-z0-9_$-]+|\*)(?:\.(?:[A-Za-z0-9_$-]+|\*))*(?:\.>)?\Z|>\Z")
 MAX_WAITING = 10_000
@@ -51,16 +52,23 @@ async def _tail(pattern: str, count: int | None, as_json: bool) -> None:
 
 def _print(message: Any, as_json: bool) -> None:
     headers = dict(message.headers or {})
-    body = _body(message.data, headers.get(h.CONTENT_TYPE))
+    body = _body(message.data, headers.get(h.CONTENT_TYPE), message.subject)
     if as_json:
         show.line(json.dumps({"subject": message.subject, "headers": headers, "data": body}, ensure_ascii=False))
     else:
         show.line(f"{message.subject}  {json.dumps(body, ensure_ascii=False)}")
 
 
-def _body(data: bytes, content_type: str | None) -> Any:
+def _body(data: bytes, content_type: str | None, subject: str) -> Any:
     """Decoded when it says what it is and is that; else JSON by its looks, else how many bytes there are."""
     for kind in (content_type or codec.MSGPACK, codec.JSON):
         with suppress(Fault, ValueError):
-            return json.loads(codec.encode_plain(codec.decode_plain(data, kind), codec.JSON))
+            return json.loads(codec.encode_plain(codec.decode_plain(data, kind, _model(subject)), codec.JSON))
     return f"<{len(data)} bytes>" if data else None
+
+
+def _model(subject: str) -> type[Model] | None:
+    """Protobuf is read by the contract that the subject names; replies name none, and pieces of output are msgpack."""
+    with suppress(Fault):
+        return registry.load().said_at(grammar.parse(subject))
+    return None

@@ -6,7 +6,8 @@ from subjects.contract import Code, Fault
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
-CONTENT_TYPES = (MSGPACK, JSON)
+PROTOBUF = "application/x-protobuf"
+CONTENT_TYPES = (MSGPACK, JSON, PROTOBUF)
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
@@ -26,7 +27,7 @@ def content_type_of(value: str | None, default: str = MSGPACK) -> str:
     bare = value.partition(";")[0].strip().lower()
     if bare in CONTENT_TYPES:
         return bare
-    raise invalid(f"Content-Type must be {MSGPACK} or {JSON}")
+    raise invalid(f"Content-Type must be {', '.join(CONTENT_TYPES[:-1])} or {PROTOBUF}")
 
 
 def negotiate(accept: str | None, default: str) -> str:

@@ -81,8 +81,8 @@ def _check_claims(data: bytes) -> None:
         raise ValueError("bytes after its end")
 
 
-def check_plain(value: Any) -> None:
-    """Depth, number of items, and each leaf of a built value. Raises ValueError."""
+def check_plain(value: Any, levels: int = MAX_DEPTH) -> int:
+    """Depth, number of items, and each leaf of a built value. Gives how many items there are. Raises ValueError."""
     level = [value]
     items = depth = 0
     while level:
@@ -97,7 +97,7 @@ def check_plain(value: Any) -> None:
                 if "\0" in item:
                     raise ValueError("a NUL character")
             elif kind is dict:
-                if depth > MAX_DEPTH:
+                if depth > levels:
                     raise ValueError(f"more than {MAX_DEPTH} levels")
                 for key in item:
                     if type(key) is not str or "\0" in key:
@@ -107,12 +107,13 @@ def check_plain(value: Any) -> None:
                 if not MIN_INT <= item <= MAX_INT:
                     raise ValueError("an integer outside 64 bits")
             elif kind is list:
-                if depth > MAX_DEPTH:
+                if depth > levels:
                     raise ValueError(f"more than {MAX_DEPTH} levels")
                 below.extend(item)
             elif kind is float and not math.isfinite(item):
                 raise ValueError("NaN or an infinity")
         level = below
+    return items
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -136,8 +137,8 @@ _json_reader = json.JSONDecoder(
 )
 
 
-def parse_json(data: bytes) -> Any:
-    """Raises Fault(INVALID)."""
+def parse_json(data: bytes, levels: int = MAX_DEPTH) -> Any:
+    """levels: how deep it may be. Raises Fault(INVALID)."""
     if len(data) > MAX_BYTES:
         raise invalid(f"the message is over {MAX_BYTES} bytes")
     try:
@@ -147,10 +148,10 @@ def parse_json(data: bytes) -> Any:
         value = _json_reader.decode(data.decode())
         # Only an escape can spell a NUL or half a surrogate pair, only brackets make levels and items.
         if b"\\u" in data:
-            check_plain(value)
+            check_plain(value, levels)
             _check_surrogates(value)
-        elif openings > MAX_DEPTH:
-            check_plain(value)
+        elif openings > levels:
+            check_plain(value, levels)
     except (ValueError, RecursionError) as error:
         raise invalid(f"not a JSON message: {_reason(error)}") from error
     return value

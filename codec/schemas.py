@@ -1,19 +1,17 @@
-"""JSON Schema of every contract. `python -m codec.schemas --update` writes it to schemas/jsonschema.json."""
+"""JSON Schema of every contract, as `faas contracts --update` writes it to schemas/jsonschema.json."""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from codec.folder import SCHEMAS
 from subjects import registry
 from subjects.contract import Model
 
-COMMITTED = Path(__file__).resolve().parent.parent / "schemas" / "jsonschema.json"
-UPDATE = "python -m codec.schemas --update"
+COMMITTED = SCHEMAS / "jsonschema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -49,11 +47,3 @@ def json_schema(known: registry.Registry | None = None) -> dict[str, Any]:
 
 def text(known: registry.Registry | None = None) -> str:
     return json.dumps(json_schema(known), indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] == ["--update"]:
-        COMMITTED.parent.mkdir(exist_ok=True)
-        COMMITTED.write_text(text(), encoding="utf-8")
-    else:
-        sys.stdout.write(text())

@@ -22,8 +22,8 @@ def _iso(value: datetime) -> str:
     return aware.isoformat().replace("+00:00", "Z")
 
 
-def _as_text(value: Any) -> Any:
-    """What neither format has of its own."""
+def as_text(value: Any) -> Any:
+    """What no format has of its own. Raises TypeError for what is no value of a contract."""
     if isinstance(value, datetime):
         return _iso(value)
     if isinstance(value, UUID | Decimal):
@@ -40,7 +40,7 @@ def _as_text(value: Any) -> Any:
 def _as_json(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
-    return _as_text(value)
+    return as_text(value)
 
 
 _pack: Callable[..., bytes] = msgpack.packb
@@ -53,7 +53,7 @@ _canonical_writer = json.JSONEncoder(
 def write_msgpack(value: Any) -> bytes:
     """Raises Fault(INVALID) for what the wire cannot carry."""
     try:
-        return _pack(value, default=_as_text)
+        return _pack(value, default=as_text)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise invalid(f"the message cannot be written: {str(error)[:200]}") from error
 

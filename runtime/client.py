@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from codec import JSON, MSGPACK, decode, digest, encode
+from codec import decode, digest, encode
 from codec import headers as h
 from runtime import headers, jobs, telemetry, tracing
 from runtime.connection import Connection
@@ -53,7 +53,7 @@ class Client:
         self.connection = connection
         self.source = source
         self._allowed = None if calls is None else frozenset(call.name for call in calls)
-        self._type = JSON if settings.codec_type == "json" else MSGPACK
+        self._type = settings.content_type
         self._type_line = headers.lines({h.CONTENT_TYPE: self._type})
         self._first = headers.LINE + self._type_line
         self._answered: dict[str, Series] = {}  # by operation, so that the usual end of a call is counted quickly

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from codec.formats import JSON, MSGPACK, PROTOBUF
+
 DEFAULT_CONCURRENCY = 64
 MAX_ENV_FILE_BYTES = 64 * 1024
 ENV_FILE = "env"
@@ -38,7 +40,7 @@ class Settings(BaseSettings):
     database_owner_url: str | None = Field(None, repr=False, description="migrations alone")
     database_keeper_url: str | None = Field(None, repr=False, description="outbox relay and keeper alone")
     redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
-    codec_type: Literal["msgpack", "json"] = "msgpack"
+    codec_type: Literal["msgpack", "json", "protobuf"] = "msgpack"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     service_name: str = ""
@@ -71,6 +73,11 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value
+
+    @property
+    def content_type(self) -> str:
+        """What our client and our events are written in; every reader takes all formats."""
+        return {"msgpack": MSGPACK, "json": JSON, "protobuf": PROTOBUF}[self.codec_type]
 
     @classmethod
     def load(cls) -> Settings:

@@ -10,7 +10,7 @@ from typing import Any
 
 import subjects
 from subjects import grammar
-from subjects.contract import Call, Event
+from subjects.contract import Call, Event, Model
 
 VOCABULARY = {"contract", "grammar", "registry"}
 
@@ -31,6 +31,16 @@ class Registry:
     @property
     def components(self) -> list[str]:
         return sorted({call.component for call in self.calls.values()})
+
+    def said_at(self, address: grammar.Address) -> type[Model] | None:
+        """The model of what is said at a subject, where the subject tells it: a request, a job, an event, a dead letter
+        (which is the message that died)."""
+        name = f"{address.component}.{address.operation}"
+        if address.kind == grammar.EVENT:
+            return self.events[name].payload if name in self.events else None
+        if address.kind in (grammar.REQUEST, grammar.JOB, grammar.DEAD_LETTER):
+            return self.calls[name].input if name in self.calls else None
+        return None
 
     def of(self, component: str) -> list[Call[Any, Any]]:
         return [call for call in self.calls.values() if call.component == component]

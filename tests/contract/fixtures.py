@@ -22,7 +22,7 @@ from runtime.jobs import last_of
 from runtime.requests import Reply
 from runtime.settings import Settings
 from subjects import grammar, jobs
-from subjects.contract import AnyCall
+from subjects.contract import AnyCall, Model
 from tests.contract.examples import Json
 from tests.upstream import Upstream
 from workers.serving import Context, Worker, serve
@@ -30,7 +30,7 @@ from workers.serving.boot import serving
 from workers.serving.discovery import load, names
 
 WITHIN_S = 10.0
-CODECS = (codec.MSGPACK, codec.JSON)
+CODECS = codec.CONTENT_TYPES
 Runs = Counter[tuple[str, str]]
 """How often the handler of an operation was really run, by (operation, tenant)."""
 
@@ -69,9 +69,10 @@ class Bus:
     ) -> Answer:
         """headers by their names with _ for -. A body that is no bytes is encoded."""
         subject = f"{grammar.REQUEST}.{tenant}.{call.component}.{call.operation}"
-        reply = await self.connection.requests.ask(subject, *_message(body, content_type, headers), WITHIN_S)
+        message = _message(body, content_type, headers, call.input)
+        reply = await self.connection.requests.ask(subject, *message, WITHIN_S)
         assert not reply.no_responders, f"nobody serves {call.name}"
-        return _answer(reply)
+        return _answer(reply, call)
 
     async def store(
         self, call: AnyCall, tenant: str, job_id: str, body: Json | bytes, content_type: str = codec.MSGPACK,
@@ -79,7 +80,8 @@ class Bus:
     ) -> None:  # fmt: skip
         """Publish a job as anybody could: without asking whether its subject holds one already."""
         subject = f"{grammar.JOB}.{tenant}.{call.component}.{call.operation}.{job_id}"
-        reply = await self.connection.requests.ask(subject, *_message(body, content_type, headers), WITHIN_S)
+        message = _message(body, content_type, headers, call.input)
+        reply = await self.connection.requests.ask(subject, *message, WITHIN_S)
         assert b'"seq"' in reply.data, reply.data
 
     async def ended(self, tenant: str, job_id: str, within_s: float = WITHIN_S) -> jobs.Job:
@@ -105,16 +107,17 @@ class Bus:
             assert self.runs[call.name, tenant] == times, f"{call.name} was run {self.runs[call.name, tenant]} times"
 
 
-def _message(body: Json | bytes, content_type: str, headers: dict[str, str]) -> tuple[bytes, bytes]:
-    data = body if isinstance(body, bytes) else codec.encode_plain(body, content_type)
+def _message(body: Json | bytes, content_type: str, headers: dict[str, str], model: type[Model]) -> tuple[bytes, bytes]:
+    data = body if isinstance(body, bytes) else codec.encode_plain(body, content_type, model)
     given = {h.CONTENT_TYPE: content_type, **{name.replace("_", "-"): value for name, value in headers.items()}}
     lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())  # no name is refused here
     return data, LINE + lines.encode() + CRLF
 
 
-def _answer(reply: Reply) -> Answer:
+def _answer(reply: Reply, call: AnyCall) -> Answer:
     content_type = reply.headers[h.CONTENT_TYPE]
-    return Answer(content_type, reply.headers, codec.decode_plain(reply.data, content_type), reply.data)
+    model = codec.Problem if h.ERROR_CODE in reply.headers else call.output
+    return Answer(content_type, reply.headers, codec.decode_plain(reply.data, content_type, model), reply.data)
 
 
 def counted(table: Worker, runs: Runs) -> Worker:

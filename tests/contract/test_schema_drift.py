@@ -6,7 +6,8 @@ import difflib
 
 import pytest
 
-from codec import schemas
+from codec import fieldlock, protos, schemas
+from codec.folder import UPDATE
 from subjects.registry import Registry
 
 
@@ -18,7 +19,7 @@ def test_the_committed_schemas_are_those_of_the_contracts() -> None:
             committed.splitlines(), now.splitlines(), "committed", "contracts", lineterm="", n=2
         )
         changes = "\n".join(list(lines)[:60])
-        pytest.fail(f"a contract changed. If outside clients can live with it: {schemas.UPDATE}\n{changes}")
+        pytest.fail(f"a contract changed. If outside clients can live with it: {UPDATE}\n{changes}")
 
 
 def test_every_reference_points_at_a_definition() -> None:
@@ -42,3 +43,10 @@ def test_every_reference_points_at_a_definition() -> None:
 def test_no_contract_gives_empty_schemas() -> None:
     document = schemas.json_schema(Registry([], []))
     assert document["calls"] == document["events"] == document["$defs"] == {}
+
+
+def test_the_committed_numbers_and_proto_files_are_those_of_the_contracts() -> None:
+    lock = fieldlock.updated(fieldlock.committed(), protos.messages().values())
+    assert lock == fieldlock.committed(), f"a contract changed: {UPDATE}"
+    committed = {path.name: path.read_text(encoding="utf-8") for path in protos.COMMITTED.glob("*.proto")}
+    assert committed == protos.files(lock=lock), f"a contract changed: {UPDATE}"

@@ -33,7 +33,7 @@ from tests.contract.examples import EXAMPLES
 from tests.contract.fixtures import CODECS, Bus, new_tenant
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("subjects", "codec", "runtime", "store", "workers", "bridge", "cli", "stack")
+PACKAGES = ("subjects", "codec", "runtime", "store", "workers", "bridge", "cli", "stack", "schemas")
 NAME = f"tenth{uuid.uuid4().hex[:6]}"
 START_WITHIN_S = 20.0
 

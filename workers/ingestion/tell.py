@@ -26,7 +26,7 @@ async def telling(ctx: Context[Any]) -> AsyncIterator[tuple[Transaction, Tell]]:
             outbox.row(
                 grammar.event(ctx.tenant, event.component, event.occurred),
                 ctx.event_headers(event),
-                codec.encode(payload),
+                codec.encode(payload, ctx.host.settings.content_type),
             )
             for event, payload in told
         ]

@@ -65,7 +65,7 @@ class Committer:
             books.outbox.row(
                 grammar.event(ctx.tenant, event.component, event.occurred),
                 ctx.event_headers(event),
-                codec.encode(payload),
+                codec.encode(payload, self._host.settings.content_type),
             )
             for event, payload in ctx.emitted
         ]

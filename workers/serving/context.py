@@ -208,4 +208,4 @@ class Context(Generic[D]):
         given = replace(self.identity.under(span), request_id=new_id(), deadline_ms=None).headers()
         if span is not None:
             span.end()
-        return {**given, names.CONTENT_TYPE: codec.MSGPACK}
+        return {**given, names.CONTENT_TYPE: self.host.settings.content_type}

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 import codec
+from codec import headers as names
 from runtime.client import Client
 from subjects.contract import Event, EventPayload, Fault
 
@@ -41,7 +42,7 @@ class Facts:
 
     def publish(self, tenant: str, event: Event[Any], payload: EventPayload, headers: dict[str, str]) -> None:
         try:
-            self._queue.put_nowait((tenant, event, codec.encode(payload), headers))
+            self._queue.put_nowait((tenant, event, codec.encode(payload, headers[names.CONTENT_TYPE]), headers))
         except asyncio.QueueFull:
             self.dropped += 1
             log.warning("event dropped: too many are waiting", event_name=event.name, dropped=self.dropped)

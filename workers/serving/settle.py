@@ -22,7 +22,7 @@ from workers.serving.outcome import Outcome
 log = structlog.get_logger("workers.serving")
 
 MAX_REPLY_BYTES = 512 * 1024
-_FIRST = {each: LINE + lines({names.CONTENT_TYPE: each}) for each in (codec.MSGPACK, codec.JSON)}
+_FIRST = {each: LINE + lines({names.CONTENT_TYPE: each}) for each in codec.CONTENT_TYPES}
 INBOX_PREFIX = "_INBOX."  # a reply subject is power: an answer to $JS.API... would be a command
 DEAD_LETTER_FULL_DELAY_S = 30.0
 WRONG_SEQUENCE = 10071  # the dead letter stands already: this is the second try of the same
