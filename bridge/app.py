@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from bridge import auth
 from bridge import openapi as openapi_document
 from bridge.auth import Door
 from bridge.context import Bridge
@@ -43,8 +44,8 @@ def openapi(settings: Settings) -> dict[str, Any]:
 class Application:
     """One process's HTTP face."""
 
-    def __init__(self, bridge: Bridge, probes: Probes, contracts: Registry) -> None:
-        self._door = Door(bridge.settings)
+    def __init__(self, bridge: Bridge, probes: Probes, contracts: Registry, door: Door) -> None:
+        self._door = door
         self._counts = HttpCounts()
         probe = Probe(probes, self._counts)
         contract = Document(as_json(openapi_document.document(bridge.settings, contracts)), "application/json")
@@ -78,7 +79,7 @@ class Application:
             exchange.check_headers()
             if route is None or not route.public:
                 # Before anything about the path is said: who has no token learns nothing.
-                exchange.identity = self._door.identify(exchange)
+                exchange.identity = self._door.recall(exchange) or await self._door.identify(exchange)
                 if tracing.is_recording():
                     exchange.span = answering(exchange.method, route.path if route else "", exchange.identity)
                     exchange.identity = exchange.identity.under(exchange.span)
@@ -122,10 +123,14 @@ async def opened(
 ) -> AsyncIterator[tuple[Application, Bridge, Probes]]:
     """The application with its open clients. The connection stays the caller's.
 
-    Raises Fault(UNAVAILABLE) without a usable JWT_SECRET.
+    Raises Fault(UNAVAILABLE) without a usable JWT_SECRET or JWT_JWKS_URL.
     """
     known = contracts or load()
     client = Client(connection, settings, source="bridge")
     bridge = Bridge(settings, connection, client, Objects(connection))
-    async with checks(settings, connection, known) as probes:
-        yield Application(bridge, probes, known), bridge, probes
+    async with checks(settings, connection, known) as probes, auth.opened(settings) as (door, keys):
+        if keys is not None:
+            # With a secret too, a bridge without the provider's keys still has somebody to serve.
+            probes.add("jwks", keys.check, required=settings.jwt_secret is None)
+            probes.measure("jwks_keys", "gauge", keys.count)
+        yield Application(bridge, probes, known, door), bridge, probes

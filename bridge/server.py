@@ -15,6 +15,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bridge.app import opened
+from bridge.auth import MAX_TOKEN_BYTES
+from bridge.exchange import AUTHORIZATION
 from runtime import telemetry
 from runtime.connection import Connection, connect
 from runtime.otlp import exporting
@@ -61,6 +63,8 @@ class Protocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(value) > MAX_TOKEN_BYTES and name.lower() == AUTHORIZATION:
+            value = value[: MAX_TOKEN_BYTES + 1]  # the door refuses it with its own 401, like any other wrong token
         self._count(len(name) + len(value))
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
@@ -115,7 +119,7 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, *, connection: Connection | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or until the broker connection has ended for good.
 
-    Raises Fault(UNAVAILABLE): no broker, no usable JWT_SECRET, the port is taken, the connection ended.
+    Raises Fault(UNAVAILABLE): no broker, no usable JWT_SECRET or JWT_JWKS_URL, the port is taken, the connection ended.
     """
     async with exporting(settings, "faas-bridge"):
         await _serve(settings, connection)
@@ -154,7 +158,7 @@ async def running(
     """Serves within the block; yields the URL. Leaving it ends what can be joined again at once, and waits at most the
     grace period for the rest. contracts: other than those of `subjects`, for a program that embeds the bridge.
 
-    Raises Fault(UNAVAILABLE): no usable JWT_SECRET, the port is taken.
+    Raises Fault(UNAVAILABLE): no usable JWT_SECRET or JWT_JWKS_URL, the port is taken.
     """
     listening = _listen(settings)
     async with opened(settings, connection, contracts) as (application, bridge, probes):

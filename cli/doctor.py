@@ -54,6 +54,7 @@ async def _checks(settings: Settings) -> list[Check]:
     found = [await _check(name, _postgres(url)) for name, url in roles.items()]
     found.append(await _check("valkey", lambda: _valkey(settings.redis_url)))
     found.append(await _check("local models", _http(settings.local_models_url, "/healthz")))
+    found.append(await _check("jwks", _jwks(settings.jwt_jwks_url)))
     found.append(await _check("bridge", _http(settings.bridge_url, "/readyz")))
     return await _nats_checks(settings) + found
 
@@ -108,9 +109,8 @@ async def _consumers(connection: Connection) -> list[tuple[str, str]]:
 
 async def _server(connection: Connection) -> str:
     await connection.flush()
-    return (
-        f"{connection.connected_url.netloc if connection.connected_url else ''} {connection.connected_server_version}"
-    )
+    url = connection.connected_url  # its netloc would show the password
+    return f"{url.hostname}:{url.port} {connection.connected_server_version}" if url else ""
 
 
 def _stream(connection: Connection, name: str) -> Callable[[], Awaitable[str]]:
@@ -155,6 +155,23 @@ async def _valkey(url: str) -> str:
     async with Redis.from_url(url, socket_timeout=CHECK_LIMIT_S, socket_connect_timeout=CHECK_LIMIT_S) as valkey:
         info = await valkey.info("server")
         return f"{info.get('server_name', 'redis')} {info.get('valkey_version', info.get('redis_version', ''))}"
+
+
+def _jwks(url: str | None) -> Callable[[], Awaitable[str]] | None:
+    if url is None:
+        return None
+
+    async def ask() -> str:
+        from bridge import jwk, jwks
+
+        async with jwks.http_client() as http:
+            found = jwk.read(await jwks.fetch(http, url))
+        algorithms = ", ".join(sorted({key.algorithm for key in found.keys.values()}))
+        if not found.keys:
+            raise RuntimeError(f"no usable key: {found.skipped[:3]}")
+        return f"{len(found.keys)} keys ({algorithms}), {len(found.skipped)} left out"
+
+    return ask
 
 
 def _http(url: str, path: str) -> Callable[[], Awaitable[str]] | None:

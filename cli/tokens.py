@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 ALGORITHM = "HS256"
 DEVELOPER = "developer"
+EVERYTHING = "*"
 DEVELOPMENT_HOURS = 12.0
 SECONDS_AN_HOUR = 3600
 
@@ -38,10 +40,28 @@ def sign(settings: Settings, tenant: str, user: str = DEVELOPER, *, scopes: str 
     return jwt.encode(claims, settings.jwt_secret.get_secret_value(), algorithm=ALGORITHM)
 
 
+def known_scopes(text: str) -> str:
+    """The scopes, one space between. Raises ValueError on one that no operation has, with those that are like it."""
+    from subjects import registry
+
+    contracts = registry.load()
+    known = [EVERYTHING, *(f"{name}.*" for name in contracts.components), *sorted(contracts.calls)]
+    wanted = text.replace(",", " ").split()
+    for scope in wanted:
+        if scope not in known:
+            alike = difflib.get_close_matches(scope, known, n=3) or [f"{name}.*" for name in contracts.components]
+            raise ValueError(
+                f"no operation has the scope {scope!r}; did you mean {', '.join(alike)}? "
+                f"A scope is component.operation, component.* or *; `faas contracts` lists the operations"
+            )
+    return " ".join(dict.fromkeys(wanted))
+
+
 def run(tenant: str, user: str, *, scopes: str, hours: float) -> None:
     from subjects.contract import Fault
 
     try:
+        scopes = known_scopes(scopes)
         show.line(sign(session.load(), tenant, user, scopes=scopes, hours=hours))
     except (ValueError, Fault) as error:
         raise typer.BadParameter(getattr(error, "detail", str(error))) from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +18,8 @@ DEFAULT_CONCURRENCY = 64
 MAX_ENV_FILE_BYTES = 64 * 1024
 ENV_FILE = "env"
 JWT_SECRET_FILE = "secrets/jwt"
+
+_NEXT_URL = re.compile(r",\s*(?=\w+://)")  # a comma may also stand in a password
 
 Names = Annotated[tuple[str, ...], NoDecode]
 
@@ -33,7 +38,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
     faas_home: Path = Path(".faas")
-    nats_url: str = "nats://127.0.0.1:4222"
+    nats_url: str = Field("nats://127.0.0.1:4222", repr=False)
     nats_creds: Path | None = None
     nats_replicas: int = Field(1, ge=1, le=5, description="copies of each stream: 1 on a single node, 3 on a cluster")
     database_url: str = Field("postgresql://faas_app@127.0.0.1:5432/faas", repr=False)
@@ -51,7 +56,8 @@ class Settings(BaseSettings):
     probe_port: int | None = Field(None, ge=0, le=65535, description="absent = no probes; 0 = a free one, logged")
     ready_requires: Names = ()
     cors_origins: Names = ()
-    jwt_secret: SecretStr | None = None
+    jwt_secret: SecretStr | None = Field(None, description="HS256, at least 32 bytes")
+    jwt_jwks_url: str | None = Field(None, description="the identity provider's keys; beside JWT_SECRET or instead")
     jwt_audience: str = "motadata-faas"
     jwt_issuer: str = "motadata-faas"
     secrets_key: SecretStr | None = None
@@ -68,6 +74,18 @@ class Settings(BaseSettings):
     @classmethod
     def _names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _key_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if not parts.hostname or parts.username or parts.password or parts.fragment:
+            raise ValueError("must be a URL with a host and without user, password or fragment")
+        if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+            raise ValueError("must begin with https:// (http:// is for loopback alone)")
+        return value
 
     @field_validator("codec_type", "log_level", "log_format", mode="before")
     @classmethod
@@ -125,12 +143,23 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
     text = "" if value is None else str(value)
+    return ",".join(map(_masked, _NEXT_URL.split(text)))
+
+
+def _masked(text: str) -> str:
     scheme, found, rest = text.partition("://")
     if not found or "@" not in rest:
         return text
     credentials, _, address = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
     return f"{scheme}://{user}{':********' if colon else ''}@{address}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _home() -> Path:

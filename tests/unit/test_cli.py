@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli import children
+from cli.tokens import known_scopes
 from cli.watch import PATTERN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,22 @@ def test_without_a_broker_the_fault_says_what_to_do() -> None:
     done = faas("call", "jobs.list")
     assert done.returncode == 1
     assert "faas up" in json.loads(done.stderr)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("rag.qery", "rag.query"), ("ragg.*", "rag.*"), ("rag", "rag.*"), ("rag.query *.query", "*")]
+)
+def test_a_scope_that_no_operation_has_is_refused_with_those_like_it(wrong: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="no operation has the scope") as raised:
+        known_scopes(wrong)
+    assert hint in str(raised.value)
+    assert known_scopes("rag.query, cache.*") == "rag.query cache.*"
+    assert known_scopes("*") == "*"
+
+
+def test_a_token_for_an_unknown_scope_is_wrong_usage() -> None:
+    done = faas("token", "--scopes", "rag.qery", JWT_SECRET="s" * 32)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_help_is_quick() -> None:

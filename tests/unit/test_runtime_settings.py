@@ -85,8 +85,16 @@ def test_sources_tell_where_from_and_mask_secrets(home: Path, monkeypatch: pytes
     assert found["NATS_URL"].origin == "default"
 
 
+def test_every_password_of_several_addresses_is_masked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://faas:canary-1@a:4222, nats://faas:canary-2@b:4222")
+    monkeypatch.setenv("REDIS_URL", "redis://:canary-3,canary-4@h:1/0")
+    found = {source.name: source.value for source in Settings.load().sources()}
+    assert found["NATS_URL"] == "nats://faas:********@a:4222,nats://faas:********@b:4222"
+    assert found["REDIS_URL"] == "redis://:********@h:1/0"
+
+
 def test_printed_settings_hold_no_secret(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "DATABASE_KEEPER_URL", "REDIS_URL"):
+    for name in ("NATS_URL", "DATABASE_URL", "DATABASE_OWNER_URL", "DATABASE_KEEPER_URL", "REDIS_URL"):
         monkeypatch.setenv(name, "scheme://u:canary@h/x")
     monkeypatch.setenv("JWT_SECRET", "canary")
     assert "canary" not in repr(Settings.load())

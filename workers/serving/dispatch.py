@@ -24,7 +24,7 @@ from workers.serving.context import Context
 from workers.serving.delivery import Delivery
 from workers.serving.durable import Durable
 from workers.serving.host import Host
-from workers.serving.middleware import EVENT_MIDDLEWARE, wrap
+from workers.serving.middleware import permit, wrap
 from workers.serving.outcome import Outcome
 from workers.serving.perform import Performer
 from workers.serving.pull import Pull
@@ -77,9 +77,7 @@ class Dispatcher:
             await self._pull(streams.JOBS, streams.jobs_consumer(name, settings), slots, None)
         for on in self.worker.consumes:
             consumer = streams.event_consumer(name, on.event.component, on.event, settings)
-            await self._pull(
-                streams.EVENTS, consumer, EVENT_SLOTS, (on.event, wrap(on.event.name, on.handler, EVENT_MIDDLEWARE))
-            )
+            await self._pull(streams.EVENTS, consumer, EVENT_SLOTS, (on.event, wrap(on.event.name, on.handler)))
         subject = grammar.requests_of(name, "*")
         self._subscription = await connection.listen(subject, self._on_request, queue=name)
 
@@ -145,6 +143,7 @@ class Dispatcher:
     async def _perform(
         self, delivery: Delivery, call: AnyCall, handler: Handler, identity: Identity, stop: Cancellable
     ) -> Outcome:
+        permit(identity, call.scope)
         headers = delivery.headers
         message = codec.decode(delivery.data, call.input, delivery.content_type)
         ctx = self._context(identity, call.timeout_s, stop, output_id=headers.get(names.OUTPUT_TO), call=call)

@@ -27,6 +27,7 @@ from workers.serving.alongside import Alongside
 from workers.serving.context import Context
 from workers.serving.delivery import Delivery
 from workers.serving.host import Host
+from workers.serving.middleware import permit
 from workers.serving.outcome import Outcome
 from workers.serving.perform import Performer
 from workers.serving.route import Handler, Route
@@ -114,6 +115,7 @@ class Durable:
             ctx.job_id = job_id
             if route is None:
                 raise Fault(Code.NOT_FOUND, f"there is no operation {name}")
+            permit(identity, name)
             if identity.deadline_ms is not None and identity.deadline_ms < time.time() * 1000:
                 raise LATE
             message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)

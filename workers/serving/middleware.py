@@ -1,4 +1,4 @@
-"""What stands around every handler, as one list: the order in MIDDLEWARE is the order of passing."""
+"""Who may pass to a handler, and what stands around it as one list: the order in MIDDLEWARE is that of passing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from runtime.identity import Identity
 from subjects.contract import Code, Fault
 from workers.serving.context import Context
 from workers.serving.route import Handler, Later
@@ -90,24 +91,23 @@ def timed(name: str, handler: Handler) -> Handler:
     return run
 
 
-def permitted(name: str, handler: Handler) -> Handler:
-    """Refuses a caller without the operation's scope."""
-
-    async def run(ctx: Context[Any], message: Any) -> Any:
-        if not ctx.identity.allows(name):
-            raise Fault(Code.FORBIDDEN, f"{name} needs the scope {name}")
-        return await handler(ctx, message)
-
-    return run
-
-
 # Outermost first.
-MIDDLEWARE: tuple[Middleware, ...] = (logged, permitted, contained, timed)
-EVENT_MIDDLEWARE: tuple[Middleware, ...] = (logged, contained, timed)  # a fact is heard whoever caused it
+MIDDLEWARE: tuple[Middleware, ...] = (logged, contained, timed)
 
 
-def wrap(name: str, handler: Handler, middlewares: tuple[Middleware, ...] = MIDDLEWARE) -> Handler:
-    for middleware in reversed(middlewares):
+def permit(identity: Identity, name: str) -> None:
+    """Refuses a caller without the operation's scope. It stands before everything, not around the handler: the answer
+    kept under a key is not for him either, nor what is wrong with his message.
+
+    Raises Fault(FORBIDDEN). Events need no scope: a fact is heard whoever caused it.
+    """
+    if not identity.allows(name):
+        log.info("failed", operation=name, code=Code.FORBIDDEN.value, tenant=identity.tenant, user=identity.user)
+        raise Fault(Code.FORBIDDEN, f"{name} needs the scope {name}")
+
+
+def wrap(name: str, handler: Handler) -> Handler:
+    for middleware in reversed(MIDDLEWARE):
         handler = middleware(name, handler)
     return handler
 
