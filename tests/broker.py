@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -69,7 +69,8 @@ class RawSocket:
 
 
 class Proxy:
-    """Forwards to a broker. While stalled, links that are open pass nothing on, in either direction; new ones do."""
+    """Forwards to a broker, or any server. While stalled, links that are open pass nothing on, in either direction; new
+    ones do."""
 
     def __init__(self, url: str) -> None:
         self._target = urlparse(url)
@@ -77,6 +78,7 @@ class Proxy:
         self._passing[0].set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._link, "127.0.0.1", 0)
@@ -91,7 +93,7 @@ class Proxy:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"{self._target.scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def stall(self) -> None:
         """The links that are open now say nothing more, for ever."""
@@ -99,19 +101,27 @@ class Proxy:
         self._passing.append(asyncio.Event())
         self._passing[-1].set()
 
+    def cut(self) -> None:
+        """Reset the links that are open now."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passing = self._passing[-1]
         there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
+        self._writers |= {writer, back}
         for source, sink in ((reader, back), (there, writer)):
             task = asyncio.create_task(self._pump(source, sink, passing))
             self._tasks.add(task)
 
     @staticmethod
     async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, passing: asyncio.Event) -> None:
-        while data := await source.read(65536):
-            await passing.wait()
-            sink.write(data)
-            await sink.drain()
+        with suppress(ConnectionError):  # cut
+            while data := await source.read(65536):
+                await passing.wait()
+                sink.write(data)
+                await sink.drain()
         sink.close()
 
 

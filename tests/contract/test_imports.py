@@ -16,11 +16,12 @@ FLOORS: dict[str, frozenset[str]] = {
     "store": frozenset({"subjects", "codec", "runtime"}),
     "workers.serving": frozenset({"subjects", "codec", "runtime", "store"}),
     "bridge": frozenset({"subjects", "codec", "runtime", "store"}),
+    "client": frozenset({"subjects", "codec"}),
     "stack": frozenset(),
     "cli": frozenset({"subjects", "codec", "runtime", "store", "stack", "workers.serving", "workers", "bridge"}),
 }
 COMPONENT = frozenset({"subjects", "codec", "runtime", "store", "workers.serving"})
-OURS = {floor.partition(".")[0] for floor in FLOORS} | {"client"}
+OURS = {floor.partition(".")[0] for floor in FLOORS}
 GATEWAY_ONLY = "litellm"
 POOL_ONLY = {"kreuzberg", "onnxruntime", "onnx", "semantic_text_splitter", "xllamacpp", "tokenizers", "llama_cpp"}
 """Heavy: imported inside the functions that run in a pool's child, or in stack/."""
