@@ -27,7 +27,7 @@ from tests.contract.examples import Json
 from tests.upstream import Upstream
 from workers.serving import Context, Worker, serve
 from workers.serving.boot import serving
-from workers.serving.discovery import load, names
+from workers.serving.tables import load, names
 
 WITHIN_S = 10.0
 CODECS = codec.CONTENT_TYPES

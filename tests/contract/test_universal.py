@@ -28,8 +28,8 @@ from tests.broker import own_broker
 from tests.contract.examples import CALLS, EXAMPLES, JOBS, MUTATING, World, example
 from tests.contract.fixtures import CODECS, Bus, Runs, new_tenant, tables
 from workers.serving.boot import serving
-from workers.serving.discovery import load, names
 from workers.serving.settle import MAX_CRASHES
+from workers.serving.tables import load, names
 
 NAMES = [call.name for call in CALLS]
 JOB_NAMES = [call.name for call in JOBS]

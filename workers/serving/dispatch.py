@@ -32,6 +32,7 @@ from workers.serving.route import Handler, Route, Worker
 from workers.serving.running import Cancellable
 from workers.serving.settle import answer, end_output
 from workers.serving.slots import EVENT_SLOTS, JOB_SLOTS, Slots
+from workers.serving.stats import Stats
 
 log = structlog.get_logger("workers.serving")
 
@@ -62,6 +63,7 @@ class Dispatcher:
         self._stops: set[Cancellable] = set()
         self._pulls: list[Pull] = []
         self._subscription: Any = None
+        self.stats = Stats(self._handlers)
         self._answered = {name: processed("request", worker.name, name) for name in self._handlers}
         self._forget = ACTIVE.watch(self._active)
 
@@ -88,7 +90,7 @@ class Dispatcher:
             await streams.ensure_consumer(connection, stream, consumer)
 
         def start(delivery: Delivery, release: Callable[[], None]) -> None:
-            durable = Durable(self._host, self._performer, self._context, delivery)
+            durable = Durable(self._host, self._performer, self._context, delivery, self.stats)
             work = durable.event(*heard, self.worker.name) if heard is not None else durable.job(self._jobs)
             self._spawn(work, durable.stop, release)
 
@@ -106,6 +108,7 @@ class Dispatcher:
             request_id = delivery.headers.get(names.REQUEST_ID) or new_id()
             answer(self._host.connection, delivery.reply, delivery.accept, BUSY, request_id, "")
             processed("request", self.worker.name, UNKNOWN, Code.EXHAUSTED).add(0.0)
+            self.stats.request_ended(delivery.subject, 0.0, BUSY.fault)
 
     async def _request(self, delivery: Delivery, stop: Cancellable) -> None:
         began, operation = time.perf_counter(), UNKNOWN
@@ -131,10 +134,12 @@ class Dispatcher:
             outcome = Outcome("done", fault=Fault(Code.INTERNAL, "internal error"))
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID) or new_id()
         correlation_id = identity.correlation_id if identity else ""
-        answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
-        error = outcome.fault.code if outcome.fault is not None else ""
+        said = answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
+        error = said.code if said is not None else ""
         series = processed("request", self.worker.name, operation, error) if error else self._answered[operation]
-        series.add(time.perf_counter() - began)
+        took_s = time.perf_counter() - began
+        series.add(took_s)
+        self.stats.request_ended(delivery.subject, took_s, said)
         if span is not None:
             span.end(error)
         if outcome.then is not None:

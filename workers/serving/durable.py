@@ -34,6 +34,7 @@ from workers.serving.route import Handler, Route
 from workers.serving.running import Cancellable
 from workers.serving.settle import INBOX_PREFIX, MAX_CRASHES, answer, end_output, settle
 from workers.serving.slots import AloneTooLate
+from workers.serving.stats import Stats
 
 log = structlog.get_logger("workers.serving")
 
@@ -50,9 +51,15 @@ class Durable:
     """One delivery of a job or an event."""
 
     def __init__(
-        self, host: Host, performer: Performer, context: Callable[..., Context[Any]], delivery: Delivery
+        self,
+        host: Host,
+        performer: Performer,
+        context: Callable[..., Context[Any]],
+        delivery: Delivery,
+        stats: Stats,
     ) -> None:
         self._host = host
+        self._stats = stats
         self._performer = performer
         self._context = context
         self._delivery = delivery
@@ -175,7 +182,10 @@ class Durable:
 
     def _ended(self, kind: str, component: str, operation: str, outcome: Outcome) -> None:
         error = outcome.fault.code if outcome.fault is not None else ""
-        processed(kind, component, operation, error).add(time.perf_counter() - self._began)
+        took_s = time.perf_counter() - self._began
+        processed(kind, component, operation, error).add(took_s)
+        if kind == "job":
+            self._stats.job_ended(operation, took_s, outcome.fault)
         if self._span is not None:
             self._span.attributes |= {"faas.verdict": outcome.verdict, "faas.attempt": outcome.attempt}
             self._span.end(error)

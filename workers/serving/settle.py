@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 
@@ -28,17 +29,30 @@ DEAD_LETTER_FULL_DELAY_S = 30.0
 WRONG_SEQUENCE = 10071  # the dead letter stands already: this is the second try of the same
 
 
+def is_inbox(subject: str) -> bool:
+    """Whether an answer may go there."""
+    return subject.startswith(INBOX_PREFIX) and " " not in subject
+
+
 def answer(
     connection: Connection, to: str, accept: str, outcome: Outcome, request_id: str, correlation_id: str
-) -> None:
-    """Reply to a request. One that wants no answer, or wants it where no inbox is, gets none."""
+) -> Fault | None:
+    """Reply to a request. One that wants no answer, or wants it where no inbox is, gets none.
+
+    Returns the fault that the request ended in: the outcome's, or that of a reply which cannot be sent.
+    """
     if not to:
-        return
-    if not to.startswith(INBOX_PREFIX) or " " in to:
+        return outcome.fault
+    if not is_inbox(to):
         log.warning("reply refused: its subject is not an inbox", reply=repr(to))
-        return
-    headers, body = _reply(outcome, accept, request_id, correlation_id)
-    connection.write(to, body, block=headers)
+        return outcome.fault
+    fault, headers, body = _reply(outcome, accept, request_id, correlation_id)
+    try:
+        connection.write(to, body, block=headers)
+    except Fault as unsent:
+        log.warning("reply not sent", code=unsent.code.value, request_id=request_id)
+        return unsent
+    return fault
 
 
 async def end_output(output: OutputWriter, outcome: Outcome, request_id: str, correlation_id: str) -> None:
@@ -49,8 +63,14 @@ async def end_output(output: OutputWriter, outcome: Outcome, request_id: str, co
         await output.end("done", outcome.reply or Empty())
 
 
-def _reply(outcome: Outcome, accept: str, request_id: str, correlation_id: str) -> tuple[bytes, bytes]:
-    """Header block and body of the reply, in the caller's codec."""
+class _Reply(NamedTuple):
+    fault: Fault | None
+    headers: bytes
+    body: bytes
+
+
+def _reply(outcome: Outcome, accept: str, request_id: str, correlation_id: str) -> _Reply:
+    """What is replied, in the caller's codec."""
     fault = outcome.fault
     if fault is None and outcome.reply is not None:
         try:
@@ -61,11 +81,11 @@ def _reply(outcome: Outcome, accept: str, request_id: str, correlation_id: str) 
         else:
             if len(body) <= MAX_REPLY_BYTES:
                 first = _FIRST.get(accept) or LINE + lines({names.CONTENT_TYPE: accept})
-                return first + lines({names.REQUEST_ID: request_id}) + CRLF, body
+                return _Reply(None, first + lines({names.REQUEST_ID: request_id}) + CRLF, body)
             fault = Fault(Code.TOO_LARGE, f"the reply has {len(body)} bytes, more than {MAX_REPLY_BYTES}; ask for less")
     fault = fault or Fault(Code.INTERNAL, "internal error")
     headers, body = codec.fault_reply(fault, accept, request_id, correlation_id)
-    return block(headers), body
+    return _Reply(fault, block(headers), body)
 
 
 async def settle(connection: Connection, delivery: Delivery, outcome: Outcome, dead_subject: str) -> None:
