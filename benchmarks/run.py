@@ -14,6 +14,7 @@ from benchmarks.bench import TRACEPARENT, Bench
 from benchmarks.contract import TENANT
 from benchmarks.http import p4
 from benchmarks.jobs import p7, p8
+from benchmarks.observed import observed
 from benchmarks.report import HEADING, Line
 from benchmarks.requests import p1, p1_cache, p2, p3
 from runtime import streams
@@ -29,6 +30,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Awaitable[list[Line]]], ...]] = {
     "P4": (p4,),
     "P7": (p7,),
     "P8": (p8,),
+    "T1": (observed,),
 }
 
 

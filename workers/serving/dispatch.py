@@ -135,15 +135,19 @@ class Dispatcher:
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID) or new_id()
         correlation_id = identity.correlation_id if identity else ""
         said = answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
-        error = said.code if said is not None else ""
-        series = processed("request", self.worker.name, operation, error) if error else self._answered[operation]
-        took_s = time.perf_counter() - began
-        series.add(took_s)
-        self.stats.request_ended(delivery.subject, took_s, said)
-        if span is not None:
-            span.end(error)
+        self._ended(delivery.subject, operation, said, began, span)
         if outcome.then is not None:
             await outcome.then()
+
+    def _ended(
+        self, subject: str, operation: str, fault: Fault | None, began: float, span: tracing.Span | None
+    ) -> None:
+        took_s, error = time.perf_counter() - began, fault.code if fault is not None else ""
+        series = processed("request", self.worker.name, operation, error) if error else self._answered[operation]
+        series.add(took_s)
+        self.stats.request_ended(subject, took_s, fault)
+        if span is not None:
+            span.end(error)
 
     async def _perform(
         self, delivery: Delivery, call: AnyCall, handler: Handler, identity: Identity, stop: Cancellable
