@@ -20,6 +20,7 @@ from stack.secrets import secret
 MODELS = "models"
 MODEL_PACKAGES = ("xllamacpp", "onnxruntime")
 BOOTSTRAP = Path(store.__path__[0]) / "bootstrap.sql"
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 OTHER_STEPS = 1
 """Beside servers and Python children: schema and streams."""
 
@@ -82,8 +83,9 @@ class Platform:
         await self.stack.stop()
 
     def environ(self) -> dict[str, str]:
-        """What another process needs to find the platform."""
-        return {**self.stack.environ(), "BRIDGE_URL": self.url}
+        """What another process needs to find the platform, and the collector of its traces."""
+        collector = {name: os.environ[name] for name in (COLLECTOR,) if os.environ.get(name)}
+        return {**self.stack.environ(), "BRIDGE_URL": self.url, **collector}
 
     def settings(self) -> Settings:
         """Settings that point here."""

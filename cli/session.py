@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FAULT_EXIT = 1
 INTERRUPTED_EXIT = 130
 CONNECT_LIMIT_S = 3.0
+FLUSH_LIMIT_S = 1.0
+"""What a command waits at its end for a collector."""
 NAME = "faas-cli"
 
 Result = TypeVar("Result")
@@ -53,19 +55,23 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 async def connected(settings: Settings) -> AsyncIterator[Connection]:
     """One connection for this command. Raises Fault(UNAVAILABLE) that says how to start the platform."""
     from runtime.connection import connect
+    from runtime.otlp import exporting
     from runtime.telemetry import configure
 
     configure(settings.model_copy(update={"log_level": "error"}), NAME)
-    try:
-        connection = await connect(settings, name=NAME, within_s=CONNECT_LIMIT_S)
-    except Fault as fault:
-        if fault.code is Code.UNAVAILABLE:
-            raise Fault(Code.UNAVAILABLE, f"no NATS at {settings.nats_url}: run `faas up`, or set NATS_URL") from fault
-        raise
-    try:
-        yield connection
-    finally:
-        await connection.close()
+    async with exporting(settings, NAME, with_metrics=False, flush_s=FLUSH_LIMIT_S):
+        try:
+            connection = await connect(settings, name=NAME, within_s=CONNECT_LIMIT_S)
+        except Fault as fault:
+            if fault.code is Code.UNAVAILABLE:
+                raise Fault(
+                    Code.UNAVAILABLE, f"no NATS at {settings.nats_url}: run `faas up`, or set NATS_URL"
+                ) from fault
+            raise
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
 
 @asynccontextmanager

@@ -38,9 +38,11 @@ _log = telemetry.get_logger(__name__)
 
 
 @asynccontextmanager
-async def exporting(settings: Settings, service: str, *, with_metrics: bool = True) -> AsyncIterator[None]:
+async def exporting(
+    settings: Settings, service: str, *, with_metrics: bool = True, flush_s: float = FLUSH_S
+) -> AsyncIterator[None]:
     """Within the block this process records spans and sends them, if a collector is configured. service: its name when
-    SERVICE_NAME is silent. Leaving takes at most FLUSH_S, whatever the collector does."""
+    SERVICE_NAME is silent. Leaving takes at most flush_s, whatever the collector does."""
     endpoint = settings.otel_exporter_otlp_endpoint
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         yield
@@ -54,7 +56,7 @@ async def exporting(settings: Settings, service: str, *, with_metrics: bool = Tr
         else:
             yield
     finally:
-        await asyncio.to_thread(exporter.stop, FLUSH_S)
+        await asyncio.to_thread(exporter.stop, flush_s)
 
 
 def _exports(signal: str) -> bool:

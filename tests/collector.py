@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 KINDS = ("", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 POLL_S = 0.02
+KEPT = 50_000  # spans; the oldest go
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Collector:
     def __init__(self) -> None:
         self.status = 200
         self.hang = Event()
-        self.raw: list[bytes] = []
+        self.raw: deque[bytes] = deque(maxlen=1000)
         self.asked = 0
         self._lock = Lock()
         self._spans: list[Seen] = []
@@ -93,6 +95,7 @@ class Collector:
             self.raw.append(body)
             if path == "/v1/traces":
                 self._spans += _spans(ExportTraceServiceRequest.FromString(body))
+                del self._spans[:-KEPT]
             elif path == "/v1/metrics":
                 self._metrics.update(_points(ExportMetricsServiceRequest.FromString(body)))
         return self.status

@@ -28,6 +28,7 @@ from runtime.client import Client
 from runtime.connection import Connection, connect
 from stack import Server
 from stack.process import start_all
+from tests.collector import Collector
 from tests.upstream import MODES, Reply, Upstream
 
 Dripping = Callable[[int, float], str]
@@ -63,6 +64,7 @@ class Running:
     bridges: list[Server]
     client: Client
     connection: Connection
+    collector: Collector
     said: list[str] = field(default_factory=list)
 
     def named(self, start: str) -> list[Server]:
@@ -228,12 +230,15 @@ async def running() -> AsyncIterator[Running]:
     try:
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(Upstream())
+            collector = stack.enter_context(Collector())
             with pytest.MonkeyPatch.context() as patch:
                 for name in [name for name in os.environ if name.endswith("_URL")]:
                     patch.delenv(name)
                 patch.setenv("JOB_ACK_WAIT_S", str(ACK_WAIT_S))
                 patch.setenv("LLM_DEFAULT_MODEL", "local/smollm2")
                 patch.setenv("OPENAI_API_KEY", "sk-none")
+                patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+                patch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "2000")
                 patch.setenv("OPENAI_API_BASE", upstream.url)
                 await stack.enter_async_context(platform)
                 more = _second(platform, home, said.append)
@@ -250,6 +255,7 @@ async def running() -> AsyncIterator[Running]:
                 [platform.children[-1], more[-1]],
                 Client(connection, settings, source="tests"),
                 connection,
+                collector,
                 said,
             )
             await found.ready(30)
