@@ -14,7 +14,12 @@ TRACESTATE = "tracestate"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 BODY_DIGEST = "Body-Digest"
 RETRY_AFTER = "Retry-After"  # whole seconds
+
+# On a job that was sent again: by a replay (its id), by a redrive (its number).
 REPLAY = "Replay"
+REPLAY_OF = "Replay-Of"  # on a forced one, which is a job of its own: the job that was the first
+REDRIVE = "Redrive"
+ORIGINAL_TRACEPARENT = "Original-Traceparent"  # the trace of the message that is sent again, to link to
 
 # NATS only.
 DEADLINE = "Deadline"  # absolute unix milliseconds
@@ -34,6 +39,7 @@ DEAD_REASON = "Dead-Letter-Reason"
 DEAD_ATTEMPTS = "Dead-Letter-Attempts"
 DEAD_AT = "Dead-Letter-At"
 DEAD_SUBJECT = "Dead-Letter-Subject"
+DEAD_SEQUENCE = "Dead-Letter-Sequence"  # where the original stands in its stream
 
 # HTTP only.
 AUTHORIZATION = "Authorization"

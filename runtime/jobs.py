@@ -16,6 +16,7 @@ from subjects.contract import Code, Fault
 
 ID_CHARS = 26
 MAX_KEY_CHARS = 256
+MAX_REDRIVE_DIGITS = 6
 STORED_WITHIN_S = 2.0
 LOOK_EVERY_S = 0.05
 ACK_TIMEOUT_S = 5.0
@@ -37,6 +38,17 @@ def job_id(tenant: str, call_name: str, key: str | None) -> str:
 def stored_id(stored: str) -> str:
     """An id of the same form for a message that came without one, made from the words that say where it is stored."""
     return f"j{_base32(hashlib.sha256(stored.encode()).digest())}"
+
+
+def redrive_of(given: Mapping[str, str]) -> int:
+    """The number of the redrive that sent this message, 0 when none did."""
+    said = given.get(h.REDRIVE, "")
+    return int(said) if said.isascii() and said.isdecimal() and len(said) <= MAX_REDRIVE_DIGITS else 0
+
+
+def run_key(job_id: str, redrive: int) -> str:
+    """The key of a job's effect: its id; each redrive runs anew under one of its own."""
+    return f"{job_id}#{redrive}" if redrive else job_id
 
 
 def output_id() -> str:
@@ -61,18 +73,26 @@ async def publish_first(requests: Requests, subject: str, payload: bytes, given:
     given must not hold Nats-* headers. Raises Fault: CONFLICT (stored under the same id with another Body-Digest),
     EXHAUSTED (the stream is full), UNAVAILABLE, TIMEOUT (then it may be stored or not: submit again, same key).
     """
-    block = headers.block({**given, h.EXPECTED_SUBJECT_SEQUENCE: "0"})
-    code = _error_of(await ask_stream(requests, subject, payload, block))
-    if code == 0:
+    stored = await publish_or_find(requests, subject, payload, given)
+    if stored is None:
         return False
-    if code not in (WRONG_LAST_SEQUENCE, IN_FLIGHT):
-        raise _refused(code)
-    stored = await _once_stored(requests, subject, wait_s=STORED_WITHIN_S)
     theirs, ours = stored.headers.get(h.BODY_DIGEST), given.get(h.BODY_DIGEST)
     same = theirs == ours if theirs is not None and ours is not None else stored.data == payload
     if not same:
         raise Fault(Code.CONFLICT, f"this {h.IDEMPOTENCY_KEY} was used for another body; use a new key")
     return True
+
+
+async def publish_or_find(requests: Requests, subject: str, payload: bytes, given: Mapping[str, str]) -> Reply | None:
+    """Store a job unless its subject holds one: then the one that is stored. Raises Fault as publish_first, without
+    CONFLICT."""
+    block = headers.block({**given, h.EXPECTED_SUBJECT_SEQUENCE: "0"})
+    code = _error_of(await ask_stream(requests, subject, payload, block))
+    if code == 0:
+        return None
+    if code not in (WRONG_LAST_SEQUENCE, IN_FLIGHT):
+        raise _refused(code)
+    return await _once_stored(requests, subject, wait_s=STORED_WITHIN_S)
 
 
 async def publish_kept(requests: Requests, subject: str, payload: bytes, given: Mapping[str, str]) -> None:

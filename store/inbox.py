@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 from store import sql
 from store.database import Database
@@ -21,6 +22,8 @@ MAX_KEY_BYTES = 1024
 
 _queries = sql.load("store", "inbox.sql")
 
+KeyState = Literal["unknown", "done", "working", "open"]
+"""working: somebody holds its claim. open: begun and not ended, held by nobody."""
 _Claim = tuple[str, str, str, str, timedelta]  # operation, key, digest, owner, lease
 
 
@@ -92,6 +95,12 @@ class Inbox:
         if row["state"] == "claimed":  # for a task that was cancelled while it asked
             with suppress(Fault):  # then the lease runs out by itself
                 await self.release(tenant, claim[0], claim[1], claim[3], hand_back=True)
+
+    async def look(self, tenant: str, keys: Sequence[tuple[str, str]]) -> list[KeyState]:
+        """How it stands with each (operation, key), in their order, touching none."""
+        operations, names = [operation for operation, _ in keys], [key for _, key in keys]
+        async with self._database.transaction(tenant) as tx:
+            return [row["state"] for row in await tx.fetch(_queries.look, tenant, operations, names)]
 
     async def renew(self, tenant: str, operation: str, key: str, owner: str, *, lease_s: float) -> bool:
         """Prolong the lease from now. False: it is not this owner's any more, so stop working."""

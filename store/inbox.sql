@@ -21,3 +21,14 @@ WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND owner = $4 AND done_at 
 -- name: crashes
 SELECT attempts - faults - hand_backs FROM inbox
 WHERE tenant_id = $1 AND operation = $2 AND key = $3 AND done_at IS NULL
+
+-- name: look
+SELECT CASE
+        WHEN i.operation IS NULL THEN 'unknown'
+        WHEN i.done_at IS NOT NULL THEN 'done'
+        WHEN i.lease_until > clock_timestamp() THEN 'working'
+        ELSE 'open'
+    END AS state
+FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS asked (operation, key, n)
+LEFT JOIN inbox AS i ON i.tenant_id = $1 AND i.operation = asked.operation AND i.key = asked.key
+ORDER BY asked.n

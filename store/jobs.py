@@ -85,6 +85,18 @@ class Jobs:
         told = None if fault is None else dict(fault)
         await tx.execute(_queries.finish, tenant, job_id, f"{component}.{operation}", status, attempt, result, told)
 
+    async def reopen(self, tx: Transaction, tenant: str, job_id: str) -> JobRow | None:
+        """A failed job is queued once more. The answer is its row as it was; None: there is none that failed."""
+        row = await tx.fetchrow(_queries.reopen, tenant, job_id)
+        return None if row is None else _job(row)
+
+    async def restore(self, tenant: str, before: JobRow) -> None:
+        """Undo reopen()."""
+        async with self._database.transaction(tenant) as tx:
+            told = None if before.fault is None else dict(before.fault)
+            times = before.started_at, before.finished_at
+            await tx.execute(_queries.restore, tenant, before.job_id, before.attempt, told, *times)
+
     async def cancel_requested(self, tenant: str, job_id: str) -> bool:
         async with self._database.transaction(tenant) as tx:
             return bool(await tx.fetchval(_queries.cancel_requested, tenant, job_id))

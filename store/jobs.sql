@@ -36,3 +36,15 @@ WHERE tenant_id = $1
     AND ($4::timestamptz IS NULL OR (created_at, job_id) < ($4, $5::text))
 ORDER BY created_at DESC, job_id DESC
 LIMIT $6
+
+-- name: reopen
+UPDATE jobs AS j
+SET status = 'queued', attempt = 0, progress = NULL, result = NULL, fault = NULL, cancel_requested = false,
+    started_at = NULL, finished_at = NULL
+FROM (SELECT * FROM jobs WHERE tenant_id = $1 AND job_id = $2 AND status = 'failed' FOR UPDATE) AS before
+WHERE j.tenant_id = before.tenant_id AND j.job_id = before.job_id
+RETURNING before.*
+
+-- name: restore
+UPDATE jobs SET status = 'failed', attempt = $3, fault = $4, started_at = $5, finished_at = $6
+WHERE tenant_id = $1 AND job_id = $2 AND status = 'queued'

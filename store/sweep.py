@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -14,9 +13,9 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo, StreamInfo
 from nats.js.errors import NotFoundError
 
-from runtime import headers as wire
 from runtime import jobs
 from runtime.connection import Connection
+from runtime.stored import first_since
 from runtime.streams import API_TIMEOUT_S, DLQ, JOBS
 from store import sql
 from subjects import grammar
@@ -81,15 +80,8 @@ class Sweep:
 
     async def _first_since(self, stream: str, age: timedelta, info: StreamInfo) -> int:
         """The sequence of the first message stored no longer ago than age, or one after the last as info has it."""
-        since = (datetime.now(UTC) - age).isoformat().replace("+00:00", "Z")
-        question = json.dumps({"batch": 1, "start_time": since, "next_by_subj": ">"}).encode()
-        reply = await jobs.ask_stream(self._connection.requests, f"$JS.API.DIRECT.GET.{stream}", question, b"")
-        status = reply.headers.get(wire.STATUS)
-        if status == "404":
-            return info.state.last_seq + 1
-        if status is not None:
-            raise Fault(Code.UNAVAILABLE, f"stream {stream} does not tell the age of its messages")
-        return int(reply.headers["Nats-Sequence"])
+        found = await first_since(self._connection, stream, datetime.now(UTC) - age)
+        return info.state.last_seq + 1 if found is None else found
 
     async def republish(self, connection: _Connection) -> None:
         """Publish running jobs again whose stream was made anew after they began: their messages went with the old one.
@@ -118,7 +110,10 @@ class Sweep:
         """How many of these were not in the stream."""
         again = 0
         for row in rows:
-            subject = grammar.job(row["tenant_id"], row["component"], row["operation"], row["job_id"])
+            redrive = jobs.redrive_of(row["headers"])
+            subject = grammar.job(
+                row["tenant_id"], row["component"], row["operation"], row["job_id"], f"d{redrive}" if redrive else ""
+            )
             kept = {name: value for name, value in row["headers"].items() if not name.startswith("Nats-")}
             try:
                 again += not await jobs.publish_first(self._connection.requests, subject, row["body"], kept)

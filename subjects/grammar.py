@@ -32,8 +32,10 @@ def request(tenant: str, component: str, operation: str) -> str:
     return f"{REQUEST}.{token(tenant, 'tenant')}.{component}.{operation}"
 
 
-def job(tenant: str, component: str, operation: str, job_id: str) -> str:
-    return f"{JOB}.{token(tenant, 'tenant')}.{component}.{operation}.{token(job_id, 'job id')}"
+def job(tenant: str, component: str, operation: str, job_id: str, lane: str = "") -> str:
+    """lane: a token after the id (`r1` of a replay, `d1` of a redrive). The id says which job it is all the same."""
+    last = f".{token(lane, 'lane')}" if lane else ""
+    return f"{JOB}.{token(tenant, 'tenant')}.{component}.{operation}.{token(job_id, 'job id')}{last}"
 
 
 def event(tenant: str, component: str, occurred: str) -> str:
@@ -46,6 +48,11 @@ def output(tenant: str, output_id: str) -> str:
 
 def dead_letter(tenant: str, component: str, operation: str, job_id: str, redrive: int) -> str:
     return f"{DEAD_LETTER}.{token(tenant, 'tenant')}.{component}.{operation}.{token(job_id, 'job id')}.{redrive}"
+
+
+def delivery_of(source: str, occurred: str) -> str:
+    """What stands for an operation where a component hears an event."""
+    return f"{source}-{occurred}"
 
 
 def cancel(tenant: str, target_id: str) -> str:
@@ -65,9 +72,57 @@ def events_of(component: str, occurred: str) -> str:
     return f"{EVENT}.*.{component}.{occurred}"
 
 
-def job_anywhere(tenant: str, job_id: str) -> str:
-    """The subject filter that finds a job by its id alone: the tenant in it is the tenant check."""
-    return f"{JOB}.{token(tenant, 'tenant')}.*.*.{token(job_id, 'job id')}"
+def job_anywhere(tenant: str, job_id: str) -> tuple[str, str]:
+    """The subject filters that find a job by its id alone, as it was submitted and as it was sent again: the tenant in
+    them is the tenant check."""
+    found = f"{JOB}.{token(tenant, 'tenant')}.*.*.{token(job_id, 'job id')}"
+    return found, f"{found}.>"
+
+
+def dead_letters_of(tenant: str, component: str = "*", operation: str = "*", job_id: str = "*") -> str:
+    """The tenant's dead letters, of every redrive number; `*` stands for any. Raises Fault(INVALID)."""
+    given = (("component", component), ("operation", operation), ("job id", job_id))
+    tokens = ".".join(value if value == "*" else token(value, what) for what, value in given)
+    return f"{DEAD_LETTER}.{token(tenant, 'tenant')}.{tokens}.*"
+
+
+class JobPattern(NamedTuple):
+    """Which of a tenant's jobs are meant; `*` stands for any. An empty id means every id, and none."""
+
+    component: str
+    operation: str
+    ident: str
+
+    def filters(self, tenant: str) -> list[str]:
+        """The subject filters that together let exactly these through."""
+        tokens = [JOB, token(tenant, "tenant"), self.component, self.operation, *([self.ident] if self.ident else [])]
+        found = ".".join(tokens)
+        if self.operation == "*" and not self.ident:
+            return [f"{JOB}.{tenant}.{self.component}.>"]
+        return [found, f"{found}.>"]
+
+
+def job_pattern(tenant: str, said: str) -> JobPattern:
+    """`rag.ingest`, `rag.*`, `*`, or a subject `job.<tenant>.rag.ingest.>`, `...rag.ingest.<job id>`.
+
+    Raises Fault(INVALID) for any other shape, Fault(FORBIDDEN) for a subject of another tenant.
+    """
+    shape = f"a pattern of jobs is `component.operation`, `component.*`, `*`, or `{JOB}.{tenant}.component.operation.>`"
+    parts = said.split(".")
+    if parts[0] == JOB:
+        if len(parts) < 3:
+            raise Fault(Code.INVALID, shape)
+        if parts[1] != tenant:
+            raise Fault(Code.FORBIDDEN, f"the pattern must begin with {JOB}.{tenant}: jobs of others are not to be had")
+        parts = parts[2:]
+        if parts[-1] == ">":
+            parts = [*parts[:-1], "*", "*", "*"][: max(3, len(parts) - 1)]
+    elif len(parts) > 2:
+        raise Fault(Code.INVALID, shape)
+    if len(parts) > 3 or not all(part == "*" or is_token(part) for part in parts):
+        raise Fault(Code.INVALID, shape)
+    component, operation, ident = (*parts, "*", "*")[:3]
+    return JobPattern(component, operation, "" if ident == "*" else ident)
 
 
 def outputs_of(tenant: str) -> str:

@@ -74,11 +74,11 @@ def _digest(text: str, message: rag.Ingest) -> bytes:
 
 
 def _document_id(ctx: Context[Deps], message: rag.Ingest) -> str:
-    """The same for the same source, and for the same job delivered again."""
+    """The same for the same source, and for the same job delivered or replayed again."""
     if message.source_id is not None:
         named = f"{ctx.tenant}\0{message.collection}\0{message.source_id}"
     else:
-        named = f"{ctx.tenant}\0{ctx.key or uuid.uuid4().hex}"
+        named = f"{ctx.tenant}\0{ctx.origin or uuid.uuid4().hex}"
     return "d" + hashlib.sha256(named.encode()).hexdigest()[:ID_CHARS]
 
 

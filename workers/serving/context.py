@@ -51,6 +51,7 @@ class Context(Generic[D]):
         self.deadline = deadline  # unix seconds
         self.stop = stop
         self.job_id: str | None = None
+        self.replay_of: str | None = None
         self.durable = False
         self.attempt = 1  # of the work: being handed back does not count
         self.claimed = asyncio.Event()
@@ -70,6 +71,12 @@ class Context(Generic[D]):
     @property
     def tenant(self) -> str:
         return self.identity.tenant
+
+    @property
+    def origin(self) -> str | None:
+        """What names the work itself, for ids that are made of it: the same for a job, its redrives and its forced
+        replays, which have keys of their own. None for a request without a key."""
+        return self.replay_of or self.job_id or self.key
 
     @property
     def settings(self) -> Settings:
@@ -112,7 +119,8 @@ class Context(Generic[D]):
     def _key(self, call: Call[Any, Any]) -> str | None:
         if self.job_id is None or not (call.mutates or call.job):
             return None
-        return f"{self.job_id}/{self._step or f'{call.name}.{next(self._numbers)}'}"
+        # A redriven job asks anew: under its id alone its callees would answer with the fault that it died of.
+        return f"{self.key or self.job_id}/{self._step or f'{call.name}.{next(self._numbers)}'}"
 
     def _refuse_in_transaction(self, name: str) -> None:
         if self._transaction is not None:

@@ -9,7 +9,7 @@ from codec import headers as names
 from codec.formats import content_type_of
 from runtime import headers
 from runtime.identity import Identity
-from runtime.jobs import stored_id
+from runtime.jobs import redrive_of, stored_id
 from runtime.message_spans import Attempt
 from subjects import grammar
 from subjects.contract import Code, Fault
@@ -56,6 +56,16 @@ class Delivery:
     def delivered(self) -> int:
         """How often the server has handed this message out, this time included."""
         return int(self._ack_tokens()[-5])
+
+    @property
+    def sequence(self) -> int:
+        """Its number in its stream."""
+        return int(self._ack_tokens()[-4])
+
+    @property
+    def redrive(self) -> int:
+        """How often the job was dead before this message of it; 0 for one that was not redriven."""
+        return redrive_of(self.headers)
 
     def job_id(self, address: grammar.Address) -> str:
         """The subject's, or for a plain publish one made from where the message is stored: every delivery finds the

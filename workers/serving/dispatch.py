@@ -22,13 +22,13 @@ from subjects import grammar
 from subjects.contract import AnyCall, AnyEvent, Code, Fault
 from workers.serving.context import Context
 from workers.serving.delivery import Delivery
-from workers.serving.durable import Durable
+from workers.serving.durable import EVENT_TIMEOUT_S, Durable
 from workers.serving.host import Host
 from workers.serving.middleware import permit, wrap
 from workers.serving.outcome import Outcome
 from workers.serving.perform import Performer
 from workers.serving.pull import Pull
-from workers.serving.route import Handler, Route, Worker
+from workers.serving.route import Handler, On, Route, Worker
 from workers.serving.running import Cancellable
 from workers.serving.settle import answer, end_output
 from workers.serving.slots import EVENT_SLOTS, JOB_SLOTS, Slots
@@ -58,6 +58,9 @@ class Dispatcher:
         self._client = host.client_for(worker.name, worker.calls)
         self._handlers = {s.call.operation: (s.call, wrap(s.call.name, s.handler)) for s in worker.serves}
         self._jobs = {call.operation: job_route(call, handler) for call, handler in self._handlers.values() if call.job}
+        self._jobs |= {
+            grammar.delivery_of(on.event.component, on.event.occurred): event_route(on) for on in worker.consumes
+        }
         self._slots = Slots(host.settings.concurrency(worker.name))
         self._tasks: set[asyncio.Task[None]] = set()
         self._stops: set[Cancellable] = set()
@@ -223,6 +226,11 @@ class Dispatcher:
             stop.cancel("drain")
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=HAND_BACK_S)
+
+
+def event_route(on: On) -> Route:
+    """A delivery of an event that was dead and is redriven comes to this subscription alone, as a job."""
+    return Route(on.event.payload, None, wrap(on.event.name, on.handler, EVENT_MIDDLEWARE), EVENT_TIMEOUT_S)
 
 
 def job_route(call: AnyCall, handler: Handler) -> Route:

@@ -16,6 +16,7 @@ import codec
 from codec import headers as names
 from runtime import tracing
 from runtime.identity import Identity
+from runtime.jobs import run_key
 from runtime.message_spans import attempting, processed
 from runtime.output import OutputWriter
 from runtime.telemetry import bind
@@ -73,11 +74,11 @@ class Durable:
         delivery = self._delivery
         try:
             address = delivery.addressed()
-            job_id = delivery.job_id(address)
+            job_id, redrive = delivery.job_id(address), delivery.redrive
         except Fault as fault:
             self._unreadable(fault)
             return
-        dead = grammar.dead_letter(address.tenant, address.component, address.operation, job_id, 0)
+        dead = grammar.dead_letter(address.tenant, address.component, address.operation, job_id, redrive)
         name = f"{address.component}.{address.operation}"
         async with self._pulse():
             try:
@@ -101,7 +102,7 @@ class Durable:
         except Fault as fault:
             self._unreadable(fault)
             return
-        operation = f"{event.component}-{event.occurred}"
+        operation = grammar.delivery_of(event.component, event.occurred)
         dead = grammar.dead_letter(address.tenant, component, operation, ident, 0)
         name = f"{component}.{operation}"
         async with self._pulse():
@@ -115,19 +116,23 @@ class Durable:
 
     async def _job(self, name: str, tenant: str, job_id: str, route: Route | None) -> Outcome:
         headers = self._delivery.headers
+        key = run_key(job_id, self._delivery.redrive)
         ctx: Context[Any] | None = None
         try:
             identity = self._attempt(self._delivery.identified(tenant), job_id, name.partition(".")[0])
-            ctx = self._of(identity, route, job_id)
+            ctx = self._of(identity, route, key)
             ctx.job_id = job_id
+            replay_of = headers.get(names.REPLAY_OF)
+            ctx.replay_of = replay_of if grammar.is_token(replay_of) else None
             if route is None:
                 raise Fault(Code.NOT_FOUND, f"there is no operation {name}")
-            permit(identity, name)
+            if route.output is not None:  # a fact is heard whoever caused it
+                permit(identity, name)
             if identity.deadline_ms is not None and identity.deadline_ms < time.time() * 1000:
                 raise LATE
             message = codec.decode(self._delivery.data, route.input, self._delivery.content_type)
         except Fault as fault:
-            ctx = ctx or self._anonymous(tenant, job_id, job_id)
+            ctx = ctx or self._anonymous(tenant, key, job_id)
             return await self._performer.give_up(ctx, name, self._digest, fault)
         output_id = headers.get(names.OUTPUT_TO, job_id)
         ctx.output_id = output_id if grammar.is_token(output_id) else job_id
@@ -199,7 +204,7 @@ class Durable:
             raise asyncio.CancelledError
         task.uncancel()
         if self.stop.reason == "caller" and job_id is not None:
-            ctx = self._anonymous(tenant, job_id, job_id)
+            ctx = self._anonymous(tenant, run_key(job_id, self._delivery.redrive), job_id)
             return await self._performer.give_up(
                 ctx, name, self._digest, Fault(Code.CANCELLED, "cancelled by its caller")
             )

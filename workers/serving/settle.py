@@ -123,6 +123,7 @@ async def _dead_letter(connection: Connection, delivery: Delivery, outcome: Outc
         names.DEAD_ATTEMPTS: str(outcome.attempt),
         names.DEAD_AT: datetime.now(UTC).isoformat(),
         names.DEAD_SUBJECT: delivery.subject,
+        names.DEAD_SEQUENCE: str(delivery.sequence),
     }
     # The original stays in its stream for a week: where both do not fit into one message, it alone has the body.
     data = delivery.data if len(delivery.data) + len(block(headers)) <= connection.max_payload else b""
