@@ -1,4 +1,4 @@
-"""jobs: the platform's own component. Status, waiting, listing and cancelling of durable jobs."""
+"""jobs: the platform's own component. Status, waiting, listing, cancelling and replay of jobs; dead letters."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from subjects.contract import Call, Event, EventPayload, FieldError, Model
+from subjects.contract import Call, Code, Event, EventPayload, FieldError, Model
 from subjects.grammar import TOKEN
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 JobId = Annotated[str, Field(pattern=TOKEN)]
+Name = Annotated[str, Field(pattern=TOKEN)]
+Changes = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=256)], JsonValue],
+    Field(max_length=32, description="path in the message (dots between the parts) -> its new value"),
+]
+MAX_NAMED = 100
+"""Jobs that the answer to a replay names, and dead letters that one redrive takes."""
 
 
 class Submitted(Model):
@@ -78,6 +85,137 @@ class CancelJob(Model):
     job_id: JobId
 
 
+class Replay(Model):
+    """Which jobs to send again. At least one of since and first_sequence says from where."""
+
+    subject: str = Field(min_length=1, max_length=256, description="`rag.ingest`, `rag.*` or `job.<tenant>.rag.>`")
+    since: datetime | None = Field(None, description="stored at or after this moment; without a zone it is UTC")
+    first_sequence: int | None = Field(None, ge=1, description="number in the stream JOBS, included")
+    last_sequence: int | None = Field(None, ge=1, description="included; at most the last one when the replay begins")
+    dry_run: bool = Field(False, description="count and send nothing")
+    force: bool = Field(False, description="run anew what has ended, as jobs of their own")
+    rate: float | None = Field(None, ge=0.1, le=10_000, description="messages a second; as fast as it goes if absent")
+    set: Changes = Field(default={}, description="changes to every message; needs force")
+
+
+class ReplayCounts(Model):
+    """Messages of one operation, each counted once: run + finished + waiting + unreadable + not_permitted + skipped."""
+
+    run: int = Field(0, description="sent again (by a dry run: would be)")
+    finished: int = Field(0, description="has ended, so it stays as it is")
+    waiting: int = Field(0, description="not begun or not ended; its own message will be worked on")
+    unreadable: int = Field(0, description="does not match its contract (with its changes), or has none")
+    not_permitted: int = Field(0, description="its own user or the caller may not ask for the operation")
+    skipped: int = Field(0, description="made by a replay, or a replay itself, and not named")
+
+
+class ReplayedJob(Model):
+    """job_id is that of the job in the stream; replayed_as the same, or the job that a forced replay made of it."""
+
+    job_id: str
+    replayed_as: str
+    component: str
+    operation: str
+
+
+class Replayed(Model):
+    replay_id: str
+    dry_run: bool
+    first_sequence: int
+    last_sequence: int
+    total: ReplayCounts
+    operations: dict[str, ReplayCounts] = Field(description="by `component.operation`")
+    jobs: list[ReplayedJob] = Field(default=[], description=f"the first {MAX_NAMED} of those that run")
+
+
+class DeadLetter(Model):
+    """job_id is the dead job's; for an event that a subscription could not take it names that delivery, and operation
+    is `<source>-<event>`. redrive: how often it had been redriven when it died."""
+
+    job_id: str
+    component: str
+    operation: str
+    kind: Literal["job", "event"]
+    redrive: int
+    code: str
+    reason: str
+    attempts: int
+    dead_at: datetime | None = None
+    subject: str = Field("", description="where the original was published")
+    body_bytes: int = 0
+
+
+class DeadLetterDetail(DeadLetter):
+    headers: dict[str, str] = Field(default={}, description="those of this platform; of others nothing is shown")
+    body: JsonValue = None
+    body_from: Literal["letter", "stream", "nowhere"] = "letter"
+    body_shown: bool = Field(True, description="false: it cannot be read as a message, or is over 256 KiB")
+
+
+class DeadLetterFilter(Model):
+    component: Name | None = None
+    operation: Name | None = None
+    code: Code | None = None
+    since: datetime | None = Field(None, description="dead at or after this moment; without a zone it is UTC")
+
+
+class ListDeadLetters(DeadLetterFilter):
+    limit: int = Field(50, ge=1, le=200)
+    cursor: str | None = Field(None, max_length=64)
+
+
+class DeadLetterList(Model):
+    """Oldest first. A page may hold fewer than asked for, even none, while next_cursor says that there is more."""
+
+    items: list[DeadLetter]
+    next_cursor: str | None = None
+
+
+class GetDeadLetter(Model):
+    job_id: JobId
+    component: Name | None = Field(None, description="where deliveries of one event died in several components")
+
+
+class Redrive(DeadLetterFilter):
+    """Either job_id or all (then of those that pass the filter, MAX_NAMED at a time: go on with next_cursor)."""
+
+    job_id: JobId | None = None
+    all: bool = False
+    set: Changes = {}
+    dry_run: bool = False
+    cursor: str | None = Field(None, max_length=64)
+
+
+class RedrivenJob(Model):
+    """redrive: the number under which it runs. already: a redrive of this letter was accepted before."""
+
+    job_id: str
+    component: str
+    operation: str
+    redrive: int
+    outcome: Literal["redriven", "already", "would_run", "refused"]
+    fault: JobFault | None = None
+
+
+class Redriven(Model):
+    items: list[RedrivenJob]
+    next_cursor: str | None = None
+
+
+class PurgeDeadLetters(DeadLetterFilter):
+    """Either job_id or all (then of those that pass the filter; go on with next_cursor)."""
+
+    job_id: JobId | None = None
+    all: bool = False
+    before: datetime | None = Field(None, description="dead before this moment")
+    cursor: str | None = Field(None, max_length=64)
+
+
+class Purged(Model):
+    removed: int
+    next_cursor: str | None = None
+
+
 class JobChanged(EventPayload):
     """entity_id is the job id."""
 
@@ -101,6 +239,56 @@ WAIT = Call(
 )
 CANCEL = Call(
     "jobs", "cancel", CancelJob, Job, timeout_s=10, job=False, mutates=True, http=("DELETE /api/v1/jobs/{job_id}",)
+)
+
+REPLAY = Call(
+    "jobs",
+    "replay",
+    Replay,
+    Replayed,
+    timeout_s=60,
+    mutates=True,
+    long=True,
+    summary="Send jobs of the tenant again: what has ended stays as it is, unless forced",
+)
+LIST_DEAD_LETTERS = Call(
+    "jobs",
+    "list_dead_letters",
+    ListDeadLetters,
+    DeadLetterList,
+    timeout_s=30,
+    job=False,
+    http=("GET /api/v1/jobs/dead-letters",),
+)
+GET_DEAD_LETTER = Call(
+    "jobs",
+    "get_dead_letter",
+    GetDeadLetter,
+    DeadLetterDetail,
+    timeout_s=10,
+    job=False,
+    http=("GET /api/v1/jobs/dead-letters/{job_id}",),
+)
+REDRIVE = Call(
+    "jobs",
+    "redrive",
+    Redrive,
+    Redriven,
+    timeout_s=60,
+    job=False,
+    mutates=True,
+    http=("POST /api/v1/jobs/dead-letters/redrive", "POST /api/v1/jobs/dead-letters/{job_id}/redrive"),
+    summary="Run dead jobs again under their own ids, their attempts counted anew",
+)
+PURGE_DEAD_LETTERS = Call(
+    "jobs",
+    "purge_dead_letters",
+    PurgeDeadLetters,
+    Purged,
+    timeout_s=60,
+    job=False,
+    mutates=True,
+    http=("DELETE /api/v1/jobs/dead-letters", "DELETE /api/v1/jobs/dead-letters/{job_id}"),
 )
 
 STARTED = Event("jobs", "started", JobChanged)

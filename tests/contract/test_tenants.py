@@ -60,6 +60,11 @@ SEEN_BY_ANOTHER: dict[str, Expected] = {
     "jobs.list": lambda a: a["items"] == [],
     "jobs.wait": NOT_FOUND,
     "jobs.cancel": NOT_FOUND,
+    "jobs.replay": lambda a: set(a["operations"]) <= {"jobs.replay"} and not a["total"]["finished"],
+    "jobs.list_dead_letters": lambda a: a["items"] == [],
+    "jobs.get_dead_letter": NOT_FOUND,
+    "jobs.redrive": NOT_FOUND,
+    "jobs.purge_dead_letters": NOT_FOUND,
     "rag.ingest": NOT_FOUND,
     "rag.query": lambda a: not a["answered"] and not a["citations"],
     "rag.search": lambda a: a["results"] == [],
@@ -328,7 +333,8 @@ def test_the_expectations_are_no_wishes() -> None:
     """Each one about A's things refuses what A itself would get."""
     own = {
         "found": True, "entries": [{"found": True}], "deleted": True, "count": 1, "keys": 1, "bytes": 1, "hits": 1,
-        "items": [1], "results": [1], "answered": True, "citations": [1], "state": "hit", "entry": {"found": True},
+        "operations": {"rag.ingest": {}}, "items": [1],
+        "results": [1], "answered": True, "citations": [1], "state": "hit", "entry": {"found": True},
     }  # fmt: skip
     others = {"cache.set", "cache.set_many", "gateway.generate", "gateway.embed"}
     assert [name for name, holds in SEEN_BY_ANOTHER.items() if name not in others and holds(own)] == []

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import codec
 from codec import headers as names
-from runtime.connection import Connection
+from runtime.jobs import run_key
 from store.ending import Ending, JobEnd, finish
-from store.inbox import Claimed, Inbox
-from store.jobs import JobRow, Jobs
+from store.inbox import Claimed
+from store.jobs import JobRow
 from subjects import grammar, jobs
 from subjects.contract import Code, Fault
+from workers.jobs.deps import Deps
 from workers.jobs.stored import find
 from workers.serving import Context
 
 LOOK_EVERY_S = 1.0  # while waiting, in case the end's chunk was missed
 CANCEL_LEASE_S = 10.0
 BY_CALLER = Fault(Code.CANCELLED, "cancelled by its caller before it began")
-
-
-@dataclass(frozen=True)
-class Deps:
-    connection: Connection
-    jobs: Jobs
-    inbox: Inbox
 
 
 async def get(ctx: Context[Deps], message: jobs.GetJob) -> jobs.Job:
@@ -93,21 +87,22 @@ async def cancel(ctx: Context[Deps], message: jobs.CancelJob) -> jobs.Job:
     name = f"{job.component}.{job.operation}"
     owner = f"cancel-{ctx.identity.request_id}"
     digest = stored.digest if stored is not None else ""
-    claim = await deps.inbox.claim(ctx.tenant, name, message.job_id, digest=digest, lease_s=CANCEL_LEASE_S, owner=owner)
+    key = run_key(message.job_id, stored.redrive if stored is not None else 0)
+    claim = await deps.inbox.claim(ctx.tenant, name, key, digest=digest, lease_s=CANCEL_LEASE_S, owner=owner)
     if isinstance(claim, Claimed):
-        return await _never_begin(ctx, job, name, owner, claim.attempts - 1)
+        return await _never_begin(ctx, job, name, key, owner, claim.attempts - 1)
     await deps.jobs.request_cancel(ctx.tenant, message.job_id, component=job.component, operation=job.operation)
     await deps.connection.publish(grammar.cancel(ctx.tenant, message.job_id), b"")
     return await get(ctx, jobs.GetJob(job_id=message.job_id))
 
 
-async def _never_begin(ctx: Context[Deps], job: jobs.Job, name: str, owner: str, attempts: int) -> jobs.Job:
+async def _never_begin(ctx: Context[Deps], job: jobs.Job, name: str, key: str, owner: str, attempts: int) -> jobs.Job:
     """Nobody is working on it: end it in its place. Its message is acked when it is delivered."""
     told = jobs.JobFault(code=BY_CALLER.code.value, detail=BY_CALLER.detail, retryable=False)
     problem = codec.encode(codec.to_problem(BY_CALLER))
     end = JobEnd(job.job_id, "cancelled", attempts, fault=told.model_dump())
     tx = await ctx.begin()
-    await finish(ctx.host.database, ctx.tenant, Ending(name, job.job_id, owner, fault=problem, job=end), tx=tx)
+    await finish(ctx.host.database, ctx.tenant, Ending(name, key, owner, fault=problem, job=end), tx=tx)
     changed = jobs.JobChanged(
         entity_id=job.job_id, component=job.component, operation=job.operation, status="cancelled", fault=told
     )

@@ -1,4 +1,4 @@
-"""The table of jobs: status, listing, waiting, cancelling; and the keeper that cleans up."""
+"""The table of jobs: status, listing, waiting, cancelling, replay, dead letters; and the keeper that cleans up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 
 from store.keeper import Keeper
 from subjects import jobs
-from workers.jobs.handlers import Deps, cancel, get, list_jobs, wait
+from workers.jobs.deps import Deps
+from workers.jobs.handlers import cancel, get, list_jobs, wait
+from workers.jobs.redrive import get_dead_letter, list_dead_letters, purge, redrive
+from workers.jobs.replay import replay
 from workers.serving import Host, Worker, serve
 
 
@@ -35,6 +38,11 @@ WORKER = Worker(
         serve(jobs.LIST, list_jobs),
         serve(jobs.WAIT, wait),
         serve(jobs.CANCEL, cancel),
+        serve(jobs.REPLAY, replay),
+        serve(jobs.LIST_DEAD_LETTERS, list_dead_letters),
+        serve(jobs.GET_DEAD_LETTER, get_dead_letter),
+        serve(jobs.REDRIVE, redrive),
+        serve(jobs.PURGE_DEAD_LETTERS, purge),
     ],
     needs=frozenset({"database"}),
 )
