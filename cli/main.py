@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cli import DEMO_TENANT
+from cli import DEMO_TENANT, work
+from cli.options import Body, Json, Key, Operation, Tenant, Timeout, User
 
 app = typer.Typer(
     name="faas",
@@ -16,17 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-jobs = typer.Typer(help="Durable jobs of a tenant.", no_args_is_help=True)
-app.add_typer(jobs, name="jobs")
-
-Tenant = Annotated[str, typer.Option("--tenant", "-t", help="On whose behalf.", envvar="FAAS_TENANT")]
-User = Annotated[str | None, typer.Option("--user", "-u", help="The user, as X-User-ID.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on a terminal too; a pipe always gets it.")]
-Operation = Annotated[str, typer.Argument(metavar="COMPONENT.OPERATION", help="Such as rag.query.")]
-Body = Annotated[str, typer.Argument(metavar="JSON", help="The message; `-` reads it from standard input.")]
-Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key: the same key has the same effect once.")]
-Timeout = Annotated[float | None, typer.Option("--timeout", min=0.001, help="Seconds; else the contract's.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
+app.add_typer(work.jobs, name="jobs")
+app.add_typer(work.dlq, name="dlq")
 
 
 def main() -> None:
@@ -141,38 +133,6 @@ def submit(
     Asker(tenant, user, as_json=json).submit(operation, body, wait=wait, key=key, timeout_s=timeout)
 
 
-@jobs.command("ls")
-def jobs_ls(
-    tenant: Tenant = DEMO_TENANT,
-    component: Annotated[str | None, typer.Option("--component")] = None,
-    status: Annotated[str | None, typer.Option("--status")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=200)] = 50,
-    cursor: Annotated[str | None, typer.Option("--cursor", help="next_cursor of the page before.")] = None,
-    json: Json = False,
-) -> None:
-    """The latest jobs."""
-    from cli.operations import Asker
-
-    wanted = {"component": component, "status": status, "limit": limit, "cursor": cursor}
-    Asker(tenant, None, as_json=json).list_jobs({name: value for name, value in wanted.items() if value is not None})
-
-
-@jobs.command("get")
-def jobs_get(job_id: JobId, tenant: Tenant = DEMO_TENANT, json: Json = False) -> None:
-    """One job."""
-    from cli.operations import Asker
-
-    Asker(tenant, None, as_json=json).get_job(job_id)
-
-
-@jobs.command("cancel")
-def jobs_cancel(job_id: JobId, tenant: Tenant = DEMO_TENANT, json: Json = False) -> None:
-    """Cancel a job: within a second when it runs, leaving no partial effect."""
-    from cli.operations import Asker
-
-    Asker(tenant, None, as_json=json).cancel_job(job_id)
-
-
 @app.command()
 def tail(
     pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Such as `evt.demo.>` or `out.demo.*`.")],
@@ -212,3 +172,6 @@ def contracts(
     from cli import contracts as command
 
     command.run(format, output, update=update)
+
+
+app.command()(work.replay)

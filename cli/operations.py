@@ -42,7 +42,7 @@ class Asker:
                 answer = await client.call(contract, message, identity=self._identity(), timeout_s=timeout_s, key=key)
                 show.model(answer, as_json=self._json)
 
-        self._run(ask)
+        session.ask(ask)
 
     def submit(self, operation: str, body: str, *, wait: bool, key: str | None, timeout_s: float | None) -> None:
         contract = contract_of(operation)
@@ -60,7 +60,7 @@ class Asker:
             if job.status != "succeeded":
                 raise typer.Exit(session.FAULT_EXIT)
 
-        self._run(ask)
+        session.ask(ask)
 
     def list_jobs(self, wanted: dict[str, Any]) -> None:
         message = codec.decode(codec.encode_plain(wanted, codec.JSON), jobs.ListJobs, codec.JSON)
@@ -78,7 +78,7 @@ class Asker:
             if found.next_cursor:
                 show.line(f"more: --cursor {found.next_cursor}")
 
-        self._run(ask)
+        session.ask(ask)
 
     def get_job(self, job_id: str) -> None:
         self._about(jobs.GET, {"job_id": job_id})
@@ -86,12 +86,21 @@ class Asker:
     def cancel_job(self, job_id: str) -> None:
         self._about(jobs.CANCEL, {"job_id": job_id})
 
+    def wait_for_job(self, job_id: str, limit_s: float | None) -> None:
+        async def ask(client: Client) -> None:
+            job = await self._ended(client, job_id, limit_s or DEFAULT_JOB_WAIT_S)
+            show.model(job, as_json=self._json)
+            if job.status != "succeeded":
+                raise typer.Exit(session.FAULT_EXIT)
+
+        session.ask(ask)
+
     def _about(self, contract: AnyCall, fields: dict[str, str]) -> None:
         async def ask(client: Client) -> None:
             message = codec.decode(codec.encode_plain(fields, codec.JSON), contract.input, codec.JSON)
             show.model(await client.call(contract, message, identity=self._identity()), as_json=self._json)
 
-        self._run(ask)
+        session.ask(ask)
 
     async def _stream(
         self, client: Client, contract: AnyCall, message: Model, *, key: str | None, timeout_s: float | None
@@ -123,15 +132,6 @@ class Asker:
     def _identity(self) -> Identity:
         return Identity.new(self._tenant, self._user)
 
-    def _run(self, ask: Any) -> None:
-        settings = session.load()
-
-        async def work() -> None:
-            async with session.client(settings) as client:
-                await ask(client)
-
-        session.run(work())
-
 
 def contract_of(operation: str) -> AnyCall:
     """An unknown name is wrong usage."""
@@ -144,11 +144,8 @@ def contract_of(operation: str) -> AnyCall:
 def message_of(contract: AnyCall, body: str) -> Model:
     """The decoded message; one that does not fit its contract is a fault."""
     data = sys.stdin.buffer.read() if body == "-" else body.encode()
-    try:
+    with session.faults():
         message: Model = codec.decode(data, contract.input, codec.JSON)
-    except Fault as fault:
-        show.fault(fault)
-        raise typer.Exit(session.FAULT_EXIT) from None
     return message
 
 

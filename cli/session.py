@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -49,6 +49,27 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         raise typer.Exit(FAULT_EXIT) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED_EXIT) from None
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """A Fault inside is shown and ends the command with 1."""
+    try:
+        yield
+    except Fault as fault:
+        show.fault(fault)
+        raise typer.Exit(FAULT_EXIT) from None
+
+
+def ask(asking: Callable[[Client], Awaitable[None]]) -> None:
+    """Run it with a client of the platform that the settings name."""
+    settings = load()
+
+    async def work() -> None:
+        async with client(settings) as opened:
+            await asking(opened)
+
+    run(work())
 
 
 @asynccontextmanager

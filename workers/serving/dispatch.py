@@ -230,7 +230,7 @@ class Dispatcher:
 
 def event_route(on: On) -> Route:
     """A delivery of an event that was dead and is redriven comes to this subscription alone, as a job."""
-    return Route(on.event.payload, None, wrap(on.event.name, on.handler, EVENT_MIDDLEWARE), EVENT_TIMEOUT_S)
+    return Route(on.event.payload, None, wrap(on.event.name, on.handler), EVENT_TIMEOUT_S)
 
 
 def job_route(call: AnyCall, handler: Handler) -> Route:
