@@ -9,8 +9,8 @@ from typing import Any, Literal
 import codec
 from codec import headers as names
 from codec.formats import content_type_of
-from runtime import telemetry
-from runtime.identity import Identity, new_id
+from runtime import tracing
+from runtime.identity import new_id
 from subjects import registry
 from subjects.contract import Code, Fault, FieldError, Model
 
@@ -43,8 +43,8 @@ def contract_of(component: str, operation: str) -> Contract | None:
     return Contract(event.payload, "event", None, any(each.job for each in known.of(component)))
 
 
-def headers_again(given: Mapping[str, str], by: Identity) -> dict[str, str]:
-    """The message's own identity, with a request id of its own and a span of whoever sends it again."""
+def headers_again(given: Mapping[str, str]) -> dict[str, str]:
+    """The message's own identity, with a request id and a trace of its own, which names the one that was."""
     kept = {
         name: value
         for name, value in given.items()
@@ -54,8 +54,8 @@ def headers_again(given: Mapping[str, str], by: Identity) -> dict[str, str]:
         and name.isprintable()
     }
     kept[names.REQUEST_ID] = new_id()
-    kept[names.TRACEPARENT] = telemetry.child_of(by.traceparent) if by.traceparent else telemetry.new_traceparent()
-    was = telemetry.valid_traceparent(given.get(names.TRACEPARENT))
+    kept[names.TRACEPARENT] = tracing.root()
+    was = tracing.valid_traceparent(given.get(names.TRACEPARENT))
     if was is not None:
         kept[names.ORIGINAL_TRACEPARENT] = was
     return kept

@@ -145,7 +145,7 @@ class Redriving:
             raise Fault(
                 Code.NOT_FOUND, "the letter had no room for the message, and its stream does not keep it any more"
             )
-        headers = headers_again(self._letter.headers, self._ctx.identity)
+        headers = headers_again(self._letter.headers)
         headers.pop(names.OUTPUT_TO, None)  # what was told there has ended
         headers[names.REDRIVE] = str(self._number)
         if self._message.set:

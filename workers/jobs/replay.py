@@ -186,7 +186,7 @@ class Replaying:
         self._next_at = max(self._next_at, now) + 1 / rate
 
     async def _send_one(self, job: Job) -> None:
-        given = headers_again(job.stored.headers, self._ctx.identity)
+        given = headers_again(job.stored.headers)
         given[names.REPLAY] = self.id
         if self._message.force:
             await self._send_as_its_own(job, given)
