@@ -45,5 +45,10 @@ def json_schema(known: registry.Registry | None = None) -> dict[str, Any]:
     }
 
 
+def of(model: type[Model]) -> str:
+    """The schema of one model with all that it refers to, on one line."""
+    return json.dumps(model.model_json_schema(), separators=(",", ":"), ensure_ascii=False)
+
+
 def text(known: registry.Registry | None = None) -> str:
     return json.dumps(json_schema(known), indent=2, ensure_ascii=False) + "\n"

@@ -20,10 +20,12 @@ from store.inbox import Inbox
 from store.valkey_inbox import ValkeyInbox
 from subjects import grammar
 from subjects.contract import Code, Fault
+from workers.serving import discovery
 from workers.serving.dispatch import Dispatcher
 from workers.serving.host import Host, open_host
 from workers.serving.perform import Performer
 from workers.serving.route import Need, Worker
+from workers.serving.settle import MAX_REPLY_BYTES
 
 FLUSH_TIMEOUT_S = 5
 ENSURE_AGAIN_S = 1.0  # while JetStream is still starting
@@ -96,12 +98,24 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
             stack.push_async_callback(_close, server)
         for dispatcher in dispatchers:
             await dispatcher.start()
-        await connection.flush(FLUSH_TIMEOUT_S)  # now the broker knows every subscription
-        probes.started()
         try:
-            yield host
+            async with discovery.announcing(connection, [_service(each, host) for each in dispatchers]):
+                await connection.flush(FLUSH_TIMEOUT_S)  # now the broker knows every subscription
+                probes.started()
+                yield host
         finally:
             await asyncio.gather(*(d.drain(settings.shutdown_grace_s) for d in dispatchers))
+
+
+def _service(dispatcher: Dispatcher, host: Host) -> discovery.Service:
+    most_bytes = min(MAX_REPLY_BYTES, host.connection.max_payload)
+    return discovery.service(
+        dispatcher.worker,
+        dispatcher.stats,
+        version=host.settings.service_version,
+        process=host.owner,
+        most_bytes=most_bytes,
+    )
 
 
 def _dropped(connection: Connection, host: Host) -> list[tuple[tuple[str, ...], float]]:
