@@ -13,10 +13,13 @@ from pathlib import Path
 
 import psutil
 
+from codec import headers as h
+from runtime import headers
 from runtime.client import Client
 from runtime.connection import Connection
 from runtime.identity import Identity
 from runtime.settings import Settings
+from subjects import grammar
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 30.0
@@ -75,6 +78,14 @@ async def ready(ask: Callable[[], Awaitable[object]], *, among: int = 1) -> None
             await asyncio.sleep(0.1)
     if among > 1:
         await asyncio.sleep(2)  # the first may have answered all of them
+
+
+async def served(bench: Bench, component: str) -> None:
+    """Raises RuntimeError unless a worker of this component listens."""
+    subject = grammar.request(bench.identity.tenant, component, "is-there")
+    reply = await bench.connection.requests.ask(subject, b"\x80", headers.block({h.SCOPES: ""}), 1.0)
+    if reply.no_responders:
+        raise RuntimeError(f"no worker of {component} is there")
 
 
 def cpu_s(processes: list[psutil.Process]) -> float:

@@ -50,7 +50,7 @@ class Connections:
 
 
 async def p4(bench: Bench) -> list[Line]:
-    our_port, their_port = _free_port(), _free_port()
+    our_port, their_port = free_port(), free_port()
     token = sign(bench.settings, TENANT)
     ours = Connections.to(our_port, "/api/v1/cache/get", b'{"key": "bench"}', token)
     theirs = Connections.to(their_port, "/echo", encode(EIGHT_FIELDS, JSON))
@@ -80,7 +80,7 @@ async def p4(bench: Bench) -> list[Line]:
     ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

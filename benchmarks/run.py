@@ -17,6 +17,8 @@ from benchmarks.jobs import p7, p8
 from benchmarks.observed import observed
 from benchmarks.report import HEADING, Line
 from benchmarks.requests import p1, p1_cache, p2, p3
+from benchmarks.start import p11
+from benchmarks.stream import p10
 from runtime import streams
 from runtime.client import Client
 from runtime.connection import connect
@@ -30,6 +32,8 @@ ROWS: dict[str, tuple[Callable[[Bench], Awaitable[list[Line]]], ...]] = {
     "P4": (p4,),
     "P7": (p7,),
     "P8": (p8,),
+    "P10": (p10,),
+    "P11": (p11,),
     "T1": (observed,),
 }
 
