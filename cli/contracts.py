@@ -9,17 +9,20 @@ from typing import Any
 import typer
 
 from cli import session, show
-from codec import fieldlock, protos, schemas
+from codec import breaks, fieldlock, protos, schemas
 from codec.folder import SCHEMAS
 from subjects import registry
 
 PROTO = "proto"
 
 
-def run(format: str, output: Path | None, *, update: bool) -> None:
-    """Print one description, or write it to a file (.proto files: to a folder); update: the committed ones instead."""
-    if update:
+def run(format: str, output: Path | None, *, update: bool, release: bool) -> None:
+    """Print one description, or write it to a file (.proto files: to a folder); update: the committed ones instead;
+    release: these, and what later ones are compared with."""
+    if update or release:
         _update()
+        if release:
+            _write(breaks.release())
     elif format == PROTO:
         _protos(output)
     elif format not in FORMATS:
@@ -43,11 +46,11 @@ def _protos(folder: Path | None) -> None:
 def _update() -> None:
     """Everything under schemas/ that is made from the contracts; the numbers first, for the .proto files hold them."""
     lock = fieldlock.updated(fieldlock.committed(), protos.messages().values())
-    made = {
-        schemas.COMMITTED: schemas.text(),
-        fieldlock.COMMITTED: fieldlock.text(lock),
-        **{protos.COMMITTED / name: text for name, text in protos.files(lock=lock).items()},
-    }
+    made = {protos.COMMITTED / name: text for name, text in protos.files(lock=lock).items()}
+    _write({schemas.COMMITTED: schemas.text(), fieldlock.COMMITTED: fieldlock.text(lock), **made})
+
+
+def _write(made: dict[Path, str]) -> None:
     for path, text in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -167,11 +167,12 @@ def contracts(
         Path | None, typer.Option("--output", "-o", help="A file, or a folder for proto, instead of standard output.")
     ] = None,
     update: Annotated[bool, typer.Option("--update", help="Write what is committed under schemas/ anew.")] = False,
+    release: Annotated[bool, typer.Option("--release", help="The same, as what later changes may not break.")] = False,
 ) -> None:
     """Print every contract."""
     from cli import contracts as command
 
-    command.run(format, output, update=update)
+    command.run(format, output, update=update, release=release)
 
 
 app.command()(work.replay)

@@ -21,6 +21,8 @@ from codec.formats import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_KEYS, invalid
 from codec.shapes import Form, Map, Message, Repeated, Scalar, message_of
 from subjects.contract import Fault
 
+MESSAGE_ITEMS = 5  # what a message counts for beside its fields: reading it takes as long
+
 _Proto = descriptor_pb2.FieldDescriptorProto
 _TYPES = {
     "string": _Proto.TYPE_STRING, "int64": _Proto.TYPE_INT64, "double": _Proto.TYPE_DOUBLE,
@@ -114,7 +116,7 @@ class _Model(_Runtime):
         if data:
             takes = self._takes
             found = self._parse(data).ListFields()
-            budget.spend(len(found))
+            budget.spend(len(found) + MESSAGE_ITEMS)
             for field, value in found:
                 name, take = takes[field]
                 plain[name] = value if take is None else take(value, budget, level + 1)
