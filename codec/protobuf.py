@@ -278,7 +278,15 @@ def _take(form: Form, name: str) -> Take | None:
 
 
 def _take_list(item: Scalar | Message, name: str) -> Take:
-    each = _take(item, name)
+    each = None if isinstance(item, Message) else _take(item, name)
+
+    def messages(values: Any, budget: Budget, level: int) -> list[Any]:
+        budget.spend(len(values))
+        if level >= MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels")
+        assert isinstance(item, Message)
+        read = _runtime(item).read
+        return [read(value, budget, level + 1) for value in values]
 
     def take(values: Any, budget: Budget, level: int) -> list[Any]:
         budget.spend(len(values))
@@ -295,6 +303,8 @@ def _take_list(item: Scalar | Message, name: str) -> Take:
             raise ValueError("NaN or an infinity")
         return found
 
+    if isinstance(item, Message):
+        return messages
     return numbers if each is _read_number else take
 
 

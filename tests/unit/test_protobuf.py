@@ -176,7 +176,8 @@ HOSTILE: dict[str, bytes] = {
     "300 K empty messages in a choice": field(Forms, "pets", b"") * (MIB // 3),
     "150 K small messages": field(Forms, "some", b"\x10\x01") * 150_000,
     "100 K small messages": field(Forms, "some", b"\x10\x01") * 100_000,
-    "14 K small messages without what is required": field(Forms, "some", b"\x10\x01") * 14_000,
+    "14 K small messages and a bad field": field(Forms, "some", b"\x10\x01") * 14_000
+    + varint(tag(Forms, "number") << 3) + b"\x07",
     "1 M numbers": field(Forms, "gaps", b"\x08\x01") * 250_000,
     "130 K floats, one of them NaN": field(Forms, "numbers", b"\0" * 8 * 90_000 + NAN),
     "200 K keys": b"".join(field(Forms, "named", choice(1, b"%x" % n)) for n in range(100_000)),
