@@ -27,7 +27,7 @@ def configure(settings: Settings, service: str) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
-        _with_ids,
+        with_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _service(settings.service_name or service, settings.service_version),
@@ -87,7 +87,8 @@ def bind(**ids: str | int | None) -> None:
     _ids.set({**_ids.get(), **ids})
 
 
-def _with_ids(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def with_ids(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The ids of the message that this task handles, and its span's."""
     # One variable with all ids, read when a line is written: most messages write none.
     for name, value in _ids.get().items():
         if value is not None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 
-from runtime import tracing
+from runtime import telemetry, tracing
 from runtime.client import Client
 from runtime.identity import Identity
 from runtime.otlp import exporting
@@ -91,6 +92,26 @@ async def test_a_fault_is_the_spans_error(client: Client, identity: Identity, co
     for name in ("request req.*.lab.write", "process req.*.lab.write"):
         assert one(spans, name).failed
         assert one(spans, name).attributes["error.type"] == "NOT_FOUND"
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_stream_is_the_span_of_its_request(client: Client, identity: Identity, collector: Collector) -> None:
+    async with client.stream(lab.PIECES, lab.Pieces(pieces=3), identity=identity) as stream:
+        assert len([chunk async for chunk in stream]) >= 1
+    spans = await arrived(collector, identity, "request req.*.lab.pieces", "process req.*.lab.pieces")
+    asked, answered = one(spans, "request req.*.lab.pieces"), one(spans, "process req.*.lab.pieces")
+    assert (answered.parent_id, answered.failed) == (asked.span_id, False)
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_log_line_names_the_span(client: Client, identity: Identity, collector: Collector) -> None:
+    with structlog.testing.capture_logs(processors=[telemetry.with_ids]) as lines:
+        with pytest.raises(Fault):
+            await client.call(lab.BROKEN, lab.Echo(), identity=identity)
+    spans = await arrived(collector, identity, "process req.*.lab.broken")
+    failed = next(line for line in lines if line["event"] == "failed")
+    assert failed["span_id"] == one(spans, "process req.*.lab.broken").span_id
+    assert failed["trace_id"] == spans[0].trace_id
 
 
 @pytest.mark.usefixtures("served")
