@@ -13,8 +13,9 @@ from bridge.auth import Door
 from bridge.context import Bridge
 from bridge.exchange import Exchange, Gone, Receive, Scope, Send, SlowBody
 from bridge.probes import Document, HttpCounts, Probe, as_json, checks
-from bridge.routes import Route, Table, operations
+from bridge.routes import operations
 from bridge.spans import answered, answering
+from bridge.table import Route, Table
 from runtime import telemetry, tracing
 from runtime.client import Client
 from runtime.connection import Connection
@@ -61,7 +62,7 @@ class Application:
         self._counts.open += 1
         route, error = NO_ROUTE, ""
         try:
-            match = self._table.find(exchange.method, exchange.path)
+            match = self._table.find(exchange.method, exchange.raw_path)
             if match.route is not None:
                 route, exchange.params = match.route.path, match.params
             await self._answer(exchange, match.route, match.allowed)
@@ -110,6 +111,9 @@ async def _fail(exchange: Exchange, fault: Fault) -> None:
 
 
 async def _no_route(exchange: Exchange, allowed: tuple[str, ...]) -> None:
+    if allowed and exchange.method == "OPTIONS":
+        await exchange.respond(204, b"", "text/plain", {"Allow": ", ".join(allowed)})
+        return
     if allowed:
         fault = Fault(Code.INVALID, f"{exchange.method} is not allowed here; use {', '.join(allowed)}")
         await exchange.problem(fault, status=405, headers={"Allow": ", ".join(allowed)})

@@ -25,6 +25,7 @@ WRITE_WITHIN_S = 30.0  # a client that does not read for so long is gone
 DRAIN_WITHIN_S = 2.0  # what a refused client still sends is read so long, so that it gets to read the refusal
 DRAIN_BYTES = 64 * 1024 * 1024
 MAX_ID_CHARS = 256
+BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # a body has no meaning there, and is not waited for
 
 # Headers that say who asks and for what: said twice they would say two things.
 _ONCE = frozenset(
@@ -48,12 +49,13 @@ class Exchange:
 
     __slots__ = (
         "_accept", "_length", "_receive", "_send", "body_read", "correlation_id", "headers", "identity", "method",
-        "params", "path", "query", "repeated", "request_id", "span", "started", "status",
+        "params", "path", "query", "raw_path", "repeated", "request_id", "span", "started", "status",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.raw_path: bytes = scope.get("raw_path") or self.path.encode()
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = {}
         self.repeated: set[bytes] = set()
@@ -116,7 +118,7 @@ class Exchange:
 
     @property
     def wants_events(self) -> bool:
-        return b"text/event-stream" in self.headers.get(b"accept", b"").lower()
+        return self.method != "HEAD" and b"text/event-stream" in self.headers.get(b"accept", b"").lower()
 
     def declared_length(self, limit: int) -> None:
         """Raises Fault(TOO_LARGE) when the client says that its body is over the limit, before any of it is read."""
@@ -185,7 +187,7 @@ class Exchange:
         self.started, self.status = True, status
         given = self._head(content_type, headers)
         given.append((b"content-length", b"%d" % len(body)))
-        if not self.body_read and self.method not in ("GET", "HEAD", "DELETE"):
+        if not self.body_read and self.method not in BODILESS:
             await self._refuse(status, body, given)
             return
         await self._send({"type": "http.response.start", "status": status, "headers": given})

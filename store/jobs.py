@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from store import sql
+from store import cursors, sql
 from store.database import Database
 from store.transaction import Record, Transaction
-from subjects.contract import Code, Fault
 
 _queries = sql.load("store", "jobs.sql")
 
@@ -122,29 +118,12 @@ class Jobs:
         cursor: str | None = None,
     ) -> tuple[list[JobRow], str | None]:
         """Newest first, and the cursor of the next page. Raises Fault(INVALID) for a cursor that is not ours."""
-        created_at, job_id = _read_cursor(cursor)
+        created_at, job_id = (None, None) if cursor is None else cursors.read(cursor, datetime, str)
         async with self._database.transaction(tenant) as tx:
             rows = await tx.fetch(_queries.newest, tenant, component, status, created_at, job_id, limit + 1)
         page = [_job(row) for row in rows[:limit]]
-        return page, _make_cursor(page[-1]) if len(rows) > limit else None
+        return page, cursors.make(page[-1].created_at, page[-1].job_id) if len(rows) > limit else None
 
 
 def _job(row: Record) -> JobRow:
     return JobRow(**{name: row[name] for name in JobRow.__dataclass_fields__})
-
-
-def _make_cursor(last: JobRow) -> str:
-    return base64.urlsafe_b64encode(json.dumps([last.created_at.isoformat(), last.job_id]).encode()).decode()
-
-
-def _read_cursor(cursor: str | None) -> tuple[datetime | None, str | None]:
-    if cursor is None:
-        return None, None
-    try:
-        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
-        moment = datetime.fromisoformat(created_at)
-        if moment.tzinfo is None or not isinstance(job_id, str):
-            raise ValueError("not a cursor of ours")
-    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
-        raise Fault(Code.INVALID, "the cursor is not one that this list gave; begin without one") from error
-    return moment, job_id

@@ -141,13 +141,47 @@ class Invalidated(EventPayload):
     count: int
 
 
-GET = Call("cache", "get", Get, Entry, timeout_s=5, job=False, summary="Read one key")
-GET_MANY = Call("cache", "get_many", GetMany, GetManyResult, timeout_s=5, job=False, summary="Read many keys")
-SET = Call("cache", "set", Set, SetResult, timeout_s=5, job=False, mutates=True, summary="Write one key")
-SET_MANY = Call("cache", "set_many", SetMany, SetManyResult, timeout_s=5, job=False, mutates=True)
-DELETE = Call("cache", "delete", Delete, DeleteResult, timeout_s=5, job=False, mutates=True)
-INVALIDATE = Call("cache", "invalidate", Invalidate, InvalidateResult, timeout_s=30, job=False, mutates=True)
-GET_OR_LOCK = Call("cache", "get_or_lock", GetOrLock, GetOrLockResult, timeout_s=30, job=False)
-STATS = Call("cache", "stats", StatsRequest, Stats, timeout_s=5, job=False, summary="Hits, misses, size and quota")
+ENTRY = "/api/v1/cache/entries/{key}"
+_FOUND = {"found": True, "value": {"text": "hello"}, "bytes": None, "version": 7, "ttl_s": 60}
+
+GET = Call(
+    "cache", "get", Get, Entry, timeout_s=5, job=False, http=(f"GET {ENTRY}",), summary="Read one key", raises=(),
+    example={"key": "greeting"}, example_reply=_FOUND,
+)  # fmt: skip
+GET_MANY = Call(
+    "cache", "get_many", GetMany, GetManyResult, timeout_s=5, job=False, summary="Read many keys, as of one moment",
+    raises=(), example={"keys": ["greeting", "farewell"]},
+    example_reply={"entries": [_FOUND, {"found": False, "value": None, "bytes": None, "version": None, "ttl_s": None}]},
+)  # fmt: skip
+SET = Call(
+    "cache", "set", Set, SetResult, timeout_s=5, job=False, mutates=True, http=(f"PUT {ENTRY}",),
+    summary="Write one key", raises=(), example={"key": "greeting", "value": {"text": "hello"}, "ttl_s": 60},
+    example_reply={"written": True, "version": 7},
+)  # fmt: skip
+SET_MANY = Call(
+    "cache", "set_many", SetMany, SetManyResult, timeout_s=5, job=False, mutates=True, raises=(),
+    summary="Write many keys at one moment", example={"entries": [{"key": "a", "value": 1}, {"key": "b", "value": 2}]},
+    example_reply={"results": [{"written": True, "version": 8}, {"written": True, "version": 9}]},
+)  # fmt: skip
+DELETE = Call(
+    "cache", "delete", Delete, DeleteResult, timeout_s=5, job=False, mutates=True, http=(f"DELETE {ENTRY}",),
+    summary="Forget one key", raises=(), example={"key": "greeting"}, example_reply={"deleted": True},
+)  # fmt: skip
+INVALIDATE = Call(
+    "cache", "invalidate", Invalidate, InvalidateResult, timeout_s=30, job=False, mutates=True, raises=(),
+    summary="Forget a key, a prefix, a tag or everything", example={"tag": "user-17"}, example_reply={"count": 3},
+)  # fmt: skip
+GET_OR_LOCK = Call(
+    "cache", "get_or_lock", GetOrLock, GetOrLockResult, timeout_s=30, job=False, raises=(),
+    summary="Read one key, or be the one who computes it", example={"key": "greeting", "lock_s": 30, "wait_s": 5},
+    example_reply={"state": "hit", "entry": _FOUND, "lock": None},
+)  # fmt: skip
+STATS = Call(
+    "cache", "stats", StatsRequest, Stats, timeout_s=5, job=False, http=("GET /api/v1/cache/stats",),
+    summary="Hits, misses, size and quota", raises=(), example={},
+    example_reply={
+        "hits": 12, "misses": 3, "keys": 4, "bytes": 812, "max_keys": 100_000, "max_bytes": 268_435_456,
+    },
+)  # fmt: skip
 
 INVALIDATED = Event("cache", "invalidated", Invalidated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -116,7 +116,8 @@ class Call(Generic[In, Out]):
     chunk is the model of a streamed piece, if the operation streams. timeout_s bounds one attempt of a request;
     job_timeout_s one attempt of a job. mutates: changes state, so an Idempotency-Key is honoured. job: makes sense as
     a durable job. long: answers 202 with a job by default. http: further routes, "METHOD /path/{field}". public:
-    has an HTTP route at all.
+    has an HTTP route at all. raises: how it may fail in its own right, beside the ways in which every call can; None
+    when it does not say. example, example_reply: a message and an answer as JSON, for the documents.
     """
 
     component: str
@@ -132,6 +133,9 @@ class Call(Generic[In, Out]):
     http: tuple[str, ...] = ()
     public: bool = True
     summary: str = ""
+    raises: tuple[Code, ...] | None = None
+    example: Mapping[str, Any] | None = None
+    example_reply: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:

@@ -226,20 +226,32 @@ class JobChanged(EventPayload):
     fault: JobFault | None = None
 
 
-GET = Call("jobs", "get", GetJob, Job, timeout_s=10, job=False, http=("GET /api/v1/jobs/{job_id}",))
-LIST = Call("jobs", "list", ListJobs, JobList, timeout_s=10, job=False, http=("GET /api/v1/jobs",))
+_JOB = {
+    "job_id": "j2ab", "component": "rag", "operation": "ingest", "status": "succeeded", "attempt": 1, "progress": None,
+    "result": {"document_id": "d5f1c0", "chunks": 1, "tokens": 12, "unchanged": False}, "fault": None,
+    "cancel_requested": False, "created_at": "2026-01-05T10:00:00Z", "started_at": "2026-01-05T10:00:00Z",
+    "finished_at": "2026-01-05T10:00:01Z",
+}  # fmt: skip
+GET = Call(
+    "jobs", "get", GetJob, Job, timeout_s=10, job=False, http=("GET /api/v1/jobs/{job_id}",),
+    summary="A job as it stands, with its result or fault", raises=(Code.NOT_FOUND,), example={"job_id": "j2ab"},
+    example_reply=_JOB,
+)  # fmt: skip
+LIST = Call(
+    "jobs", "list", ListJobs, JobList, timeout_s=10, job=False, http=("GET /api/v1/jobs",),
+    summary="The jobs that have begun, newest first", raises=(), example={"status": "failed", "limit": 20},
+    example_reply={"items": [_JOB], "next_cursor": None},
+)  # fmt: skip
 WAIT = Call(
-    "jobs",
-    "wait",
-    WaitForJob,
-    Job,
-    timeout_s=60,
-    job=False,
-    summary="The job once it ended, or as it stands after wait_s",
-)
+    "jobs", "wait", WaitForJob, Job, timeout_s=60, job=False, raises=(Code.NOT_FOUND,),
+    summary="The job once it ended, or as it stands after wait_s", example={"job_id": "j2ab", "wait_s": 10},
+    example_reply=_JOB,
+)  # fmt: skip
 CANCEL = Call(
-    "jobs", "cancel", CancelJob, Job, timeout_s=10, job=False, mutates=True, http=("DELETE /api/v1/jobs/{job_id}",)
-)
+    "jobs", "cancel", CancelJob, Job, timeout_s=10, job=False, mutates=True, http=("DELETE /api/v1/jobs/{job_id}",),
+    summary="Stop a job; one that has ended stays as it ended", raises=(Code.NOT_FOUND,), example={"job_id": "j2ab"},
+    example_reply=_JOB | {"status": "cancelled", "result": None},
+)  # fmt: skip
 
 REPLAY = Call(
     "jobs",

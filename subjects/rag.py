@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from subjects.contract import Call, Event, EventPayload, Model
+from subjects.contract import Call, Code, Event, EventPayload, Model
 from subjects.gateway import Usage
 from subjects.grammar import TOKEN
 
@@ -151,6 +151,16 @@ class DocumentList(Model):
     next_cursor: str | None = None
 
 
+class UpdateDocument(Model):
+    """What is absent stays as it is. Another text or title is cut, embedded and indexed anew; metadata is replaced."""
+
+    document_id: str = Field(pattern=TOKEN)
+    text: str | None = Field(None, min_length=1, max_length=MAX_DOCUMENT_TEXT)
+    title: str | None = Field(None, max_length=500)
+    metadata: dict[str, JsonValue] | None = Field(None, max_length=64)
+    chunking: Chunking = Field(Chunking(), description="of a text that is cut anew")
+
+
 class DeleteDocument(Model):
     document_id: str = Field(pattern=TOKEN)
 
@@ -172,14 +182,65 @@ class DocumentDeleted(EventPayload):
     collection: str
 
 
-INGEST = Call("rag", "ingest", Ingest, Ingested, timeout_s=300, job_timeout_s=3600, mutates=True, long=True,
-              summary="Chunk, embed and index a text")  # fmt: skip
-QUERY = Call("rag", "query", Query, Answer, chunk=AnswerChunk, timeout_s=60,
-             summary="Answer a question from the documents, with citations")  # fmt: skip
-SEARCH = Call("rag", "search", Search, SearchResult, timeout_s=30, summary="Find the chunks that match a query")
-GET_DOCUMENT = Call("rag", "get_document", GetDocument, Document, timeout_s=10, job=False)
-LIST_DOCUMENTS = Call("rag", "list_documents", ListDocuments, DocumentList, timeout_s=10, job=False)
-DELETE_DOCUMENT = Call("rag", "delete_document", DeleteDocument, Deleted, timeout_s=30, mutates=True)
+DOCUMENTS = "/api/v1/rag/documents"
+MODEL_FAULTS = (Code.NOT_FOUND, Code.CONFLICT, Code.UPSTREAM)  # an unknown model, a mix of models, a provider
+
+INGEST = Call(
+    "rag", "ingest", Ingest, Ingested, timeout_s=300, job_timeout_s=3600, mutates=True, long=True,
+    http=(f"POST {DOCUMENTS}",), summary="Chunk, embed and index a text", raises=MODEL_FAULTS,
+    example={"text": "The moon is 384400 km away.", "title": "Moon", "source_id": "moon"},
+    example_reply={"document_id": "d5f1c0", "chunks": 1, "tokens": 12, "unchanged": False},
+)  # fmt: skip
+QUERY = Call(
+    "rag", "query", Query, Answer, chunk=AnswerChunk, timeout_s=60,
+    summary="Answer a question from the documents, with citations", raises=MODEL_FAULTS,
+    example={"question": "How far is the moon?"},
+    example_reply={
+        "answer": "The moon is 384400 km away.", "answered": True,
+        "citations": [{
+            "document_id": "d5f1c0", "chunk_id": "d5f1c0-0", "title": "Moon", "start": 0, "end": 27,
+            "quote": "The moon is 384400 km away.", "score": 0.97, "page": None,
+        }],
+        "usage": {"input": 120, "cache_read": 0, "cache_write": 0, "output": 14, "reasoning": 0},
+        "timings": {"embed_ms": 4.1, "search_ms": 2.2, "generate_ms": 310.0, "total_ms": 318.5}, "cached": False,
+    },
+)  # fmt: skip
+SEARCH = Call(
+    "rag", "search", Search, SearchResult, timeout_s=30, summary="Find the chunks that match a query",
+    raises=MODEL_FAULTS, example={"query": "distance of the moon", "top_k": 3},
+    example_reply={
+        "results": [{
+            "document_id": "d5f1c0", "chunk_id": "d5f1c0-0", "source_id": "moon", "title": "Moon",
+            "text": "The moon is 384400 km away.", "score": 0.97, "start": 0, "end": 27, "page": None,
+        }],
+        "timings": {"embed_ms": 4.1, "search_ms": 2.2, "generate_ms": 0, "total_ms": 7.0}, "cached": False,
+    },
+)  # fmt: skip
+_DOCUMENT = {
+    "document_id": "d5f1c0", "source_id": "moon", "collection": "default", "title": "Moon", "metadata": {"year": 1969},
+    "chunks": 1, "tokens": 12, "characters": 27, "version": 1, "created_at": "2026-01-05T10:00:00Z",
+    "updated_at": "2026-01-05T10:00:00Z", "text": None,
+}  # fmt: skip
+GET_DOCUMENT = Call(
+    "rag", "get_document", GetDocument, Document, timeout_s=10, job=False, http=(f"GET {DOCUMENTS}/{{document_id}}",),
+    summary="A document, with its text when asked", raises=(Code.NOT_FOUND,), example={"document_id": "d5f1c0"},
+    example_reply=_DOCUMENT,
+)  # fmt: skip
+LIST_DOCUMENTS = Call(
+    "rag", "list_documents", ListDocuments, DocumentList, timeout_s=10, job=False, http=(f"GET {DOCUMENTS}",),
+    summary="The documents, in the order in which they came", raises=(), example={"collection": "default", "limit": 50},
+    example_reply={"items": [_DOCUMENT], "next_cursor": None},
+)  # fmt: skip
+UPDATE_DOCUMENT = Call(
+    "rag", "update_document", UpdateDocument, Document, timeout_s=120, mutates=True,
+    http=(f"PUT {DOCUMENTS}/{{document_id}}",), summary="Change a document's text, title or metadata",
+    raises=MODEL_FAULTS, example={"document_id": "d5f1c0", "metadata": {"year": 1969}}, example_reply=_DOCUMENT,
+)  # fmt: skip
+DELETE_DOCUMENT = Call(
+    "rag", "delete_document", DeleteDocument, Deleted, timeout_s=30, mutates=True,
+    http=(f"DELETE {DOCUMENTS}/{{document_id}}",), summary="Take a document out with all that was made of it",
+    raises=(), example={"document_id": "d5f1c0"}, example_reply={"deleted": True},
+)  # fmt: skip
 
 DOCUMENT_INDEXED = Event("rag", "document_indexed", DocumentIndexed)
 DOCUMENT_DELETED = Event("rag", "document_deleted", DocumentDeleted)

@@ -37,9 +37,12 @@ EXAMPLES: dict[str, Callable[[World], Json]] = {
     "cache.stats": lambda w: {},
     "gateway.generate": lambda w: {"prompt": "Say something."},
     "gateway.embed": lambda w: {"input": ["one", "two"]},
+    "gateway.list_models": lambda w: {"kind": "chat"},
+    "gateway.list_providers": lambda w: {},
     "ingestion.register": lambda w: {"file_id": w.file_id, "name": "a.txt", "size": 5, "sha256": "0" * 64},
     "ingestion.process": lambda w: {"file_id": w.file_id},
     "ingestion.get_file": lambda w: {"file_id": w.file_id},
+    "ingestion.list_files": lambda w: {"limit": 200},
     "jobs.get": lambda w: {"job_id": w.job_id},
     "jobs.list": lambda w: {"limit": 200},
     "jobs.wait": lambda w: {"job_id": w.job_id, "wait_s": 0},
@@ -54,6 +57,7 @@ EXAMPLES: dict[str, Callable[[World], Json]] = {
     "rag.search": lambda w: {"query": "secret word", "top_k": 100},
     "rag.get_document": lambda w: {"document_id": w.document_id, "include_text": True},
     "rag.list_documents": lambda w: {"limit": 200},
+    "rag.update_document": lambda w: {"document_id": w.document_id, "metadata": {"n": 1}},
     "rag.delete_document": lambda w: {"document_id": w.document_id},
 }
 

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 import codec
+from bridge.server import running
 from codec import headers as h
 from runtime.client import Client
 from runtime.connection import Connection, connect
@@ -163,6 +164,15 @@ async def served(platform_settings: Settings) -> AsyncIterator[tuple[Connection,
     async with serving(tables(runs), platform_settings, own):
         yield own, runs
     await own.close()
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def bridge_url(
+    served: tuple[Connection, Runs], platform_settings: Settings, connection: Connection
+) -> AsyncIterator[str]:
+    """A bridge in this process, before all of it."""
+    async with running(platform_settings.model_copy(update={"bridge_port": 0}), connection) as url:
+        yield url
 
 
 @pytest.fixture

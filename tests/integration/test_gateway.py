@@ -62,6 +62,39 @@ async def _ask(client: Client, who: Identity, model: str, *, timeout_s: float = 
     return await client.call(gateway.GENERATE, message, identity=who, timeout_s=timeout_s)
 
 
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+async def test_the_models_are_those_that_can_be_asked(client: Client, who: Identity) -> None:
+    found: dict[str, gateway.ModelInfo] = {}
+    cursor = None
+    while True:
+        message = gateway.ListModels(limit=40, cursor=cursor)
+        page = await client.call(gateway.LIST_MODELS, message, identity=who)
+        assert len(page.items) <= 40
+        assert not found.keys() & {each.name for each in page.items}
+        found |= {each.name: each for each in page.items}
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert {each.provider for each in found.values()} == {"local", "openai"}
+    assert (found["local/smollm2"].default, found["local/minilm"].dimensions) == (True, 384)
+    mini = found["openai/gpt-5-mini"]
+    assert (mini.kind, mini.input_usd_per_million, "tools" in mini.capabilities) == ("chat", 0.25, True)
+    chat = await client.call(gateway.LIST_MODELS, gateway.ListModels(kind="chat", provider="local"), identity=who)
+    assert [each.name for each in chat.items] == ["local/smollm2"]
+
+
+async def test_a_provider_says_what_it_needs(client: Client, who: Identity) -> None:
+    found = (await client.call(gateway.LIST_PROVIDERS, gateway.ListProviders(), identity=who)).items
+    told = {each.name: (each.configured, each.missing) for each in found}
+    assert told["openai"] == told["local"] == (True, None)
+    assert told["anthropic"] == (False, "ANTHROPIC_API_KEY")
+    message = gateway.ListProviders(configured=True)
+    configured = (await client.call(gateway.LIST_PROVIDERS, message, identity=who)).items
+    assert {each.name for each in configured} == {"local", "openai"}
+
+
 # --- local models ---------------------------------------------------------------------------------------------------
 
 

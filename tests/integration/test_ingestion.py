@@ -211,6 +211,23 @@ class TestProcessing:
             await client.call(ingestion.PROCESS, ingestion.Process(file_id=uploaded.file_id), identity=stranger)
         assert caught.value.code == Code.NOT_FOUND
 
+    async def test_files_are_listed_newest_first(self, uploader: Uploader, client: Client) -> None:
+        made = [(await uploader.upload(f"Text {n}.".encode(), f"{n}.txt")) for n in range(5)]
+        for uploaded in made:
+            await uploader.ended(uploaded)
+
+        async def listed(**wanted: Any) -> tuple[list[str], str | None]:
+            message = ingestion.ListFiles.model_validate(wanted)
+            page = await client.call(ingestion.LIST_FILES, message, identity=uploader.identity)
+            return [each.file_id for each in page.items], page.next_cursor
+
+        newest = [each.file_id for each in reversed(made)]
+        first, cursor = await listed(limit=3)
+        rest, end = await listed(limit=3, cursor=cursor)
+        assert (first + rest, end) == (newest, None)
+        assert (await listed(status="indexed", collection="default"))[0] == newest
+        assert (await listed(status="quarantined"))[0] == (await listed(collection="other"))[0] == []
+
     async def test_bytes_that_are_not_there_are_not_registered(self, uploader: Uploader) -> None:
         message = ingestion.Register(file_id="f" + uuid.uuid4().hex[:20], name="x", size=3, sha256="0" * 64)
         with pytest.raises(Fault) as caught:

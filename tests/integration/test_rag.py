@@ -114,6 +114,29 @@ async def test_a_long_text_is_cut_in_a_process_of_its_own(
     assert here.chunks > 1
 
 
+async def test_a_document_changes_in_what_the_update_names(client: Client, who: Identity, stack: Stack) -> None:
+    made = await _ingest(client, who, HARBOUR, "a", title="Harbour", metadata={"year": 1})
+
+    async def update(**changes: Any) -> rag.Document:
+        message = rag.UpdateDocument(document_id=made.document_id, **changes)
+        return await client.call(rag.UPDATE_DOCUMENT, message, identity=who)
+
+    unchanged = await update()
+    assert (unchanged.version, unchanged.title, unchanged.metadata) == (1, "Harbour", {"year": 1})
+    described = await update(metadata={"year": 2})
+    assert (described.version, described.title, described.metadata) == (2, "Harbour", {"year": 2})
+    titled = await update(title="Port")
+    assert (titled.version, titled.title, titled.metadata, titled.characters) == (3, "Port", {"year": 2}, len(HARBOUR))
+    rewritten = await update(text=PUMP)
+    assert (rewritten.version, rewritten.title, rewritten.characters) == (4, "Port", len(PUMP))
+    assert [hit.text for hit in await _search(client, who, "diesel")] == [PUMP]
+    assert not [hit for hit in await _search(client, who, "lighthouse", mode="text") if "lighthouse" in hit.text]
+    assert (await _counts(stack, who.tenant))["sum of documents"] == 1
+    await client.call(rag.DELETE_DOCUMENT, rag.DeleteDocument(document_id=made.document_id), identity=who)
+    with pytest.raises(Fault, match="NOT_FOUND"):
+        await update(title="Gone")
+
+
 async def test_the_same_source_replaces_and_the_same_text_changes_nothing(client: Client, who: Identity) -> None:
     first = await _ingest(client, who, HARBOUR, "a", metadata={"year": 1})
     again = await _ingest(client, who, HARBOUR, "a", metadata={"year": 1})

@@ -16,6 +16,7 @@ from subjects import gateway
 from subjects.contract import Code, Fault
 from subjects.gateway import Attempt, Generate, Generation, GenerationChunk
 from workers.gateway.answer import Answer
+from workers.gateway.catalogue import Catalogue
 from workers.gateway.models import Models
 from workers.gateway.request import parameters
 from workers.gateway.spans import asking
@@ -34,6 +35,17 @@ class Deps:
     models: Models
     providers: Providers
     local: LocalModels
+    catalogue: Catalogue
+
+
+async def list_models(ctx: Context[Deps], message: gateway.ListModels) -> gateway.ModelList:
+    """What can be asked here. Raises Fault(INVALID) on a cursor that is not ours."""
+    return ctx.deps.catalogue.list_models(message)
+
+
+async def list_providers(ctx: Context[Deps], message: gateway.ListProviders) -> gateway.ProviderList:
+    """Who could answer here, and what is missing. Raises Fault(INVALID) on a cursor that is not ours."""
+    return ctx.deps.catalogue.list_providers(message)
 
 
 async def generate(ctx: Context[Deps], message: Generate) -> Generation:

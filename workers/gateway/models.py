@@ -35,6 +35,11 @@ class Models:
         self.default_embedding = settings.embed_default_model
         self._resolve = lru_cache(KEPT_NAMES)(resolve)  # keys come with the process, so they do not change under it
 
+    @property
+    def has_local(self) -> bool:
+        """Whether the local models run beside this process."""
+        return bool(self._local_url)
+
     def chat(self, name: str | None) -> Target:
         """The target for a model's name; None is the default. Raises Fault(NOT_FOUND, INVALID)."""
         return self._target(name or self.default_chat, LOCAL_CHAT)

@@ -1,4 +1,4 @@
-"""The table of gateway: generate and embed."""
+"""The table of gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from subjects import gateway
-from workers.gateway.handlers import Deps, embed, generate
+from workers.gateway.catalogue import Catalogue
+from workers.gateway.handlers import Deps, embed, generate, list_models, list_providers
 from workers.gateway.models import Models
 from workers.gateway.targets.local import LocalModels
 from workers.gateway.targets.providers import Providers
@@ -19,7 +20,8 @@ async def lifespan(host: Host) -> AsyncIterator[Deps]:
     providers = await Providers.load()
     local = LocalModels(host.settings.local_models_url)
     try:
-        yield Deps(Models(host.settings, providers.resolve), providers, local)
+        models = Models(host.settings, providers.resolve)
+        yield Deps(models, providers, local, Catalogue(models, providers))
     finally:
         await local.close()
 
@@ -27,7 +29,12 @@ async def lifespan(host: Host) -> AsyncIterator[Deps]:
 WORKER = Worker(
     "gateway",
     lifespan,
-    serves=[serve(gateway.GENERATE, generate), serve(gateway.EMBED, embed)],
+    serves=[
+        serve(gateway.GENERATE, generate),
+        serve(gateway.EMBED, embed),
+        serve(gateway.LIST_MODELS, list_models),
+        serve(gateway.LIST_PROVIDERS, list_providers),
+    ],
     keys="valkey",
     needs=frozenset({"database", "valkey"}),
 )

@@ -17,8 +17,10 @@ from subjects.ingestion import (
     File,
     FileExtracted,
     FileFailed,
+    FileList,
     FileReceived,
     GetFile,
+    ListFiles,
     Process,
     Processed,
     Register,
@@ -84,6 +86,12 @@ async def get_file(ctx: Context[Deps], message: GetFile) -> File:
     if record is None:
         raise Fault(Code.NOT_FOUND, f"there is no file {message.file_id}")
     return record.file
+
+
+async def list_files(ctx: Context[Deps], message: ListFiles) -> FileList:
+    """Files, newest first. Raises Fault(INVALID) on a cursor that is not ours."""
+    async with ctx.read() as tx:
+        return await records.newest(tx, message)
 
 
 async def process(ctx: Context[Deps], message: Process) -> Processed:

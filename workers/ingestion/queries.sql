@@ -9,6 +9,14 @@ SELECT file_id, name, size, sha256, type, collection, source_id, metadata, statu
        pages, job_id, index_job_id, created_at
 FROM files WHERE tenant_id = $1 AND file_id = $2;
 
+-- name: newest_files
+SELECT file_id, name, size, sha256, type, collection, source_id, metadata, status, stages, reason, document_id, chunks,
+       pages, job_id, index_job_id, created_at
+FROM files
+WHERE tenant_id = $1 AND ($2::text IS NULL OR collection = $2) AND ($3::text IS NULL OR status = $3)
+  AND ($4::timestamptz IS NULL OR (created_at, file_id) < ($4, $5::text))
+ORDER BY created_at DESC, file_id DESC LIMIT $6;
+
 -- An ended file stays as it ended: the statements below touch one that is under way only.
 
 -- name: set_stage

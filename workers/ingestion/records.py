@@ -8,10 +8,11 @@ from typing import Literal, TypedDict
 
 from pydantic import JsonValue
 
+from store import cursors
 from store.sql import load
 from store.transaction import Record as Row
 from store.transaction import Transaction
-from subjects.ingestion import STAGES, File, Register, Stage, StageName
+from subjects.ingestion import STAGES, File, FileList, ListFiles, Register, Stage, StageName
 
 queries = load("workers.ingestion")
 
@@ -50,6 +51,17 @@ async def insert(tx: Transaction, message: Register, type_: str, job_id: str) ->
 async def find(tx: Transaction, file_id: str) -> Record | None:
     row = await tx.fetchrow(queries.get_file, tx.tenant, file_id)
     return None if row is None else _record(row)
+
+
+async def newest(tx: Transaction, message: ListFiles) -> FileList:
+    """A page of files, newest first. Raises Fault(INVALID) on a cursor that is not ours."""
+    created_at, file_id = (None, None) if message.cursor is None else cursors.read(message.cursor, datetime, str)
+    rows = await tx.fetch(
+        queries.newest_files, tx.tenant, message.collection, message.status, created_at, file_id, message.limit + 1
+    )
+    page = rows[: message.limit]
+    more = cursors.make(page[-1]["created_at"], page[-1]["file_id"]) if len(rows) > message.limit else None
+    return FileList(items=[_record(row).file for row in page], next_cursor=more)
 
 
 async def set_stage(tx: Transaction, file_id: str, stage: StageName, now: StageEntry) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from subjects import ingestion, jobs, rag
 from workers.ingestion.deps import Deps
-from workers.ingestion.handlers import get_file, process, register
+from workers.ingestion.handlers import get_file, list_files, process, register
 from workers.serving import Host, Worker, serve
 
 
@@ -23,6 +23,7 @@ WORKER = Worker(
         serve(ingestion.REGISTER, register),
         serve(ingestion.PROCESS, process),
         serve(ingestion.GET_FILE, get_file),
+        serve(ingestion.LIST_FILES, list_files),
     ],
     calls=[ingestion.PROCESS, rag.INGEST, jobs.GET],
     needs=frozenset({"database", "objects", "pool"}),

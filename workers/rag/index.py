@@ -115,7 +115,7 @@ async def put(
     if row is None:  # deleted between the two statements
         raise Fault(Code.UNAVAILABLE, "the document is being deleted; ask again")
     if row["digest"] == entry.digest:
-        return await _describe(tx, collection_id, row, entry)
+        return await _describe(tx, collection_id, row, entry.metadata)
     document_no = int(row["document_no"])
     terms = await _take_out(tx, document_no, collection_id, row["chunks"])
     length = 0
@@ -139,12 +139,19 @@ async def put(
     return Stored(row["document_id"], len(pieces), entry.tokens, version)
 
 
-async def _describe(tx: Transaction, collection_id: int, row: Record, entry: Entry) -> Stored:
+async def describe(tx: Transaction, document_id: str, metadata: Mapping[str, Any]) -> Stored:
+    """Change the metadata of a document whose row is locked."""
+    row = await tx.fetchrow(queries.described, document_id)
+    assert row is not None  # its row is locked
+    return await _describe(tx, row["collection_id"], row, metadata)
+
+
+async def _describe(tx: Transaction, collection_id: int, row: Record, metadata: Mapping[str, Any]) -> Stored:
     """The text is the same: at most the metadata changes."""
     version = int(row["version"])
-    unchanged = bool(row["metadata"] == dict(entry.metadata))
+    unchanged = bool(row["metadata"] == dict(metadata))
     if not unchanged:
-        await tx.execute(queries.describe_document, row["document_no"], dict(entry.metadata))
+        await tx.execute(queries.describe_document, row["document_no"], dict(metadata))
         await tx.execute(queries.change_collection, collection_id, None, 0, 0, 0)
         version += 1
     return Stored(row["document_id"], row["chunks"], row["tokens"], version, unchanged)

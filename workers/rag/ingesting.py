@@ -6,14 +6,17 @@ import asyncio
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from store.transaction import Transaction
 from subjects import rag
 from subjects.contract import Code, Fault
 from workers.rag import cached, index
 from workers.rag.chunking import Chunk, chunks, spans
 from workers.rag.deps import Deps
 from workers.rag.embedding import embed_pieces
-from workers.rag.index import Entry, Piece, queries
+from workers.rag.index import EmbeddingModel, Entry, Piece, Stored, queries
 from workers.serving import Context
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024  # of a text that comes as an object
@@ -41,22 +44,52 @@ async def ingest(ctx: Context[Deps], message: rag.Ingest) -> rag.Ingested:
         return rag.Ingested(
             document_id=known["document_id"], chunks=known["chunks"], tokens=known["tokens"], unchanged=True
         )
+    prepared = await prepare(ctx, document_id, text, message)
+    stored = await prepared.put(await ctx.begin())
+    if not stored.unchanged:
+        tell_indexed(ctx, message.collection, source_id, stored)
+    return rag.Ingested(
+        document_id=stored.document_id, chunks=stored.chunks, tokens=stored.tokens, unchanged=stored.unchanged
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A document cut and embedded: all that may wait for others is done."""
+
+    collection: str
+    model: EmbeddingModel
+    entry: Entry
+    pieces: Sequence[Piece]
+    vectors: Mapping[bytes, bytes]
+
+    async def put(self, tx: Transaction) -> Stored:
+        """Raises Fault(CONFLICT, UNAVAILABLE) as index.put does."""
+        return await index.put(
+            tx, self.collection, self.model, entry=self.entry, pieces=self.pieces, vectors=self.vectors
+        )
+
+
+async def prepare(ctx: Context[Deps], document_id: str, text: str, message: rag.Ingest) -> Prepared:
+    """Cut and embed a text as the message says. Raises Fault(INVALID) when there is no text in it."""
     pieces = await _pieces(ctx, text, message)
     if not pieces:
         raise Fault(Code.INVALID, "the document holds no text")
     model, vectors, tokens = await embed_pieces(ctx, message.collection, pieces)
-    entry = Entry(document_id, source_id, message.title, message.metadata, digest, text, tokens)
-    tx = await ctx.begin()
-    stored = await index.put(tx, message.collection, model, entry=entry, pieces=pieces, vectors=vectors)
-    if not stored.unchanged:
-        ctx.emit(rag.DOCUMENT_INDEXED, rag.DocumentIndexed(
-            entity_id=stored.document_id, version=stored.version, source_id=source_id,
-            collection=message.collection, chunks=stored.chunks,
-        ))  # fmt: skip
-        cached.forget(ctx, message.collection)
-    return rag.Ingested(
-        document_id=stored.document_id, chunks=stored.chunks, tokens=stored.tokens, unchanged=stored.unchanged
-    )
+    digest = _digest(text, message)
+    entry = Entry(
+        document_id, message.source_id or document_id, message.title, message.metadata, digest, text, tokens
+    )  # fmt: skip
+    return Prepared(message.collection, model, entry, pieces, vectors)
+
+
+def tell_indexed(ctx: Context[Deps], collection: str, source_id: str, stored: Stored) -> None:
+    """The event, and the end of what is kept of the collection."""
+    ctx.emit(rag.DOCUMENT_INDEXED, rag.DocumentIndexed(
+        entity_id=stored.document_id, version=stored.version, source_id=source_id, collection=collection,
+        chunks=stored.chunks,
+    ))  # fmt: skip
+    cached.forget(ctx, collection)
 
 
 async def _read(ctx: Context[Deps], file_id: str) -> str:

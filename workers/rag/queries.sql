@@ -42,6 +42,10 @@ SELECT d.document_no, d.document_id, d.collection_id, d.source_id, d.chunks, d.l
 FROM rag_documents d JOIN rag_collections c USING (collection_id)
 WHERE d.document_id = $1 FOR UPDATE OF d
 
+-- name: described
+SELECT document_no, document_id, collection_id, metadata, chunks, tokens, version
+FROM rag_documents WHERE document_id = $1
+
 -- name: describe_document
 UPDATE rag_documents SET metadata = $2, version = version + 1, updated_at = now() WHERE document_no = $1
 

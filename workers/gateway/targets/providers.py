@@ -47,6 +47,18 @@ class Providers:
             raise Fault(Code.NOT_FOUND, f"{full} has no key: set {missing} where the gateway runs")
         return Target(full, provider, full)
 
+    def missing(self, provider: str) -> str | None:
+        """What to set for a provider, None when it can be used."""
+        return self._missing_keys(f"{provider}/any", provider)
+
+    def priced(self, provider: str) -> list[tuple[str, dict[str, Any]]]:
+        """The provider's chat and embedding models by litellm's own table, with what it says of each."""
+        return [
+            (name.removeprefix(f"{provider}/"), facts)
+            for name, facts in self._litellm.model_cost.items()
+            if facts.get("litellm_provider") == provider and facts.get("mode") in ("chat", "embedding")
+        ]
+
     def _missing_keys(self, model: str, provider: str) -> str | None:
         """What to set for this provider, None when it is set. A provider that needs no key counts only when its
         address is set: otherwise a caller could make us connect to whatever its default address is."""
