@@ -146,7 +146,8 @@ async def test_a_job_delivered_twice_is_done_once(call: AnyCall, bus: Bus) -> No
     for _ in range(3):
         await bus.store(call, tenant, "jtwice", body)
     job = await bus.ended(tenant, "jtwice")
-    assert job.status == "succeeded", job.fault
+    # There is no document to be changed, and asking twice does not make one.
+    assert job.status == ("failed" if call.name == "rag.update_document" else "succeeded"), job.fault
     again = await bus.ended(tenant, "jtwice")
     await asyncio.sleep(0.2)
     assert (again.result, again.attempt) == (job.result, 1)

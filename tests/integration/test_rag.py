@@ -131,7 +131,7 @@ async def test_a_document_changes_in_what_the_update_names(client: Client, who: 
     assert (rewritten.version, rewritten.title, rewritten.characters) == (4, "Port", len(PUMP))
     assert [hit.text for hit in await _search(client, who, "diesel")] == [PUMP]
     assert not [hit for hit in await _search(client, who, "lighthouse", mode="text") if "lighthouse" in hit.text]
-    assert (await _counts(stack, who.tenant))["sum of documents"] == 1
+    assert (await _counts(stack, who.tenant))["sum of d"] == 1
     await client.call(rag.DELETE_DOCUMENT, rag.DeleteDocument(document_id=made.document_id), identity=who)
     with pytest.raises(Fault, match="NOT_FOUND"):
         await update(title="Gone")
