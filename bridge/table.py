@@ -64,6 +64,7 @@ class Table:
             methods = next((found for pattern, found in same if pattern == parts), {})
             if not methods:
                 same.append((parts, methods))
+                same.sort(key=lambda each: [part.startswith("{") for part in each[0]])  # what is named comes first
         for method in ("GET", "HEAD") if route.method == "GET" and not route.stream else (route.method,):
             if method in methods:
                 raise ValueError(f"{method} {route.path}: two routes have this path")

@@ -37,6 +37,13 @@ def read(cursor: str, *kinds: type[Part]) -> list[Part]:
         raise Fault(Code.INVALID, "the cursor is not one that this list gave; begin without one") from error
 
 
+def number(cursor: str) -> int:
+    """The part of a cursor that is one number. Raises Fault(INVALID)."""
+    [value] = read(cursor, int)
+    assert isinstance(value, int)
+    return value
+
+
 def _part(value: object, kind: type[Part]) -> Part:
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER:
         return value

@@ -69,6 +69,12 @@ def test_a_fixed_path_is_found_before_a_pattern() -> None:
     assert found(both.find("DELETE", b"/a/list")) == ("/a/{key}", {"key": "list"})
 
 
+def test_what_is_named_is_found_before_what_is_not() -> None:
+    both = table("GET /jobs/{job_id}/events", "GET /jobs/dead/{job_id}")
+    assert found(both.find("GET", b"/jobs/dead/events")) == ("/jobs/dead/{job_id}", {"job_id": "events"})
+    assert found(both.find("GET", b"/jobs/j/events")) == ("/jobs/{job_id}/events", {"job_id": "j"})
+
+
 def test_what_a_path_allows_is_told() -> None:
     routes = table("GET /a/{key}", "PUT /a/{key}")
     assert found(routes.find("POST", b"/a/b")) == ("GET", "HEAD", "OPTIONS", "PUT")

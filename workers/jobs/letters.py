@@ -16,6 +16,7 @@ from codec import headers as names
 from runtime.connection import Connection
 from runtime.stored import Stored, first_since, read_batch, read_one
 from runtime.streams import API_TIMEOUT_S, DLQ, EVENTS, JOBS
+from store import cursors
 from subjects import grammar, jobs
 from subjects.contract import Code, Fault
 from workers.jobs.again import contract_of
@@ -96,7 +97,7 @@ class Letters:
     ) -> Page:
         """At most limit letters that pass the filter, oldest first. Raises Fault(INVALID) on a bad cursor."""
         subject = grammar.dead_letters_of(self._tenant, wanted.component or "*", wanted.operation or "*")
-        sequence = await self._first(wanted.since, subject) if cursor is None else _read_cursor(cursor)
+        sequence = await self._first(wanted.since, subject) if cursor is None else cursors.number(cursor)
         until = None if before is None else before if before.tzinfo is not None else before.replace(tzinfo=UTC)
         found: list[Letter] = []
         scanned = scanned_bytes = 0
@@ -108,14 +109,14 @@ class Letters:
                 if wanted.code is None or letter.headers.get(names.DEAD_CODE) == wanted.code.value:
                     found.append(letter)
                     if len(found) == limit:
-                        return Page(found, str(letter.stored.sequence + 1) if letter.stored.left else None)
+                        return Page(found, cursors.make(letter.stored.sequence + 1) if letter.stored.left else None)
             if not batch or not batch[-1].left:
                 return Page(found, None)
             sequence = batch[-1].sequence + 1
             scanned += len(batch)
             scanned_bytes += sum(len(each.data) for each in batch)
             if scanned >= SCANNED_AT_MOST or scanned_bytes >= SCANNED_BYTES:
-                return Page(found, str(sequence))
+                return Page(found, cursors.make(sequence))
         return Page(found, None)
 
     async def _first(self, since: datetime | None, subject: str) -> int | None:
@@ -217,9 +218,3 @@ def _letters(batch: list[Stored]) -> list[Letter]:
         if len(tokens) == 6 and tokens[5].isdecimal() and all(map(grammar.is_token, tokens)):
             found.append(Letter(stored, grammar.parse(stored.subject), int(tokens[5])))
     return found
-
-
-def _read_cursor(cursor: str) -> int:
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 20):
-        raise Fault(Code.INVALID, "the cursor is not one that this list gave; begin without one")
-    return int(cursor)

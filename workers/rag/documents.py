@@ -29,7 +29,7 @@ async def get_document(ctx: Context[Deps], message: rag.GetDocument) -> rag.Docu
 
 async def list_documents(ctx: Context[Deps], message: rag.ListDocuments) -> rag.DocumentList:
     """Documents in the order in which they came. Raises Fault(INVALID) on a cursor that is not ours."""
-    after = 0 if message.cursor is None else cursors.read(message.cursor, int)[0]
+    after = 0 if message.cursor is None else cursors.number(message.cursor)
     async with ctx.read() as tx:
         rows = await tx.fetch(queries.list_documents, after, message.collection, message.limit + 1)
     page = rows[: message.limit]
