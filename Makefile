@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
-SOURCES := subjects codec runtime store workers bridge client stack cli tests benchmarks examples
+SOURCES := subjects codec runtime store workers bridge client stack cli tests benchmarks examples deploy
 
 .PHONY: setup demo up test check contracts format bench lock clean
 

@@ -15,9 +15,10 @@ BACKLOG = 256
 
 
 def main() -> None:
-    """Serve on loopback until SIGTERM; exit status 1 when a model could not be loaded."""
+    """Serve until SIGTERM; exit status 1 when a model could not be loaded."""
     parser = argparse.ArgumentParser(prog="python -m stack.models", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="a port on loopback; 0 = a free one, logged")
+    parser.add_argument("--host", default=LOOPBACK, help="the address to listen on; loopback unless said")
+    parser.add_argument("--port", type=int, required=True, help="a port; 0 = a free one, logged")
     parser.add_argument("--cache-dir", type=Path, required=True, help="where the embedding graph is kept once built")
     arguments = parser.parse_args()
     failed = False
@@ -28,7 +29,7 @@ def main() -> None:
 
     config = uvicorn.Config(
         create(arguments.cache_dir, on_failure=on_failure),
-        host=LOOPBACK,
+        host=arguments.host,
         port=arguments.port,
         log_level="warning",
         access_log=False,
