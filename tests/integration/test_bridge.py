@@ -19,13 +19,16 @@ import msgpack  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 
+from bridge.arguments import from_body
+from bridge.exchange import Exchange
 from bridge.server import running
-from codec import Problem
+from codec import CONTENT_TYPES, PROTOBUF, Problem, decode, encode, encode_plain
 from runtime.connection import Connection, connect
 from runtime.settings import Settings
 from stack import Stack
 from store.objects import Objects
-from subjects.contract import AnyCall, Code
+from subjects.contract import AnyCall, Code, Fault
+from subjects.jobs import Submitted
 from subjects.registry import Registry, load
 from tests.integration.ingestion_lab import INDEX, pdf
 from tests.lab import contract as lab
@@ -130,6 +133,37 @@ async def test_a_fault_in_msgpack_for_a_client_of_msgpack(http: httpx.AsyncClien
     response = await http.post("/api/v1/lab/echo", content=b"\xc1", headers={"Content-Type": "application/msgpack"})
     assert response.status_code == 400
     assert Problem.model_validate(msgpack.unpackb(response.content)).code == "INVALID"
+
+
+async def test_protobuf_over_http(http: httpx.AsyncClient) -> None:
+    given = {"Content-Type": PROTOBUF}
+    echo = await http.post("/api/v1/lab/echo", content=encode(lab.Echo(text="x"), PROTOBUF), headers=given)
+    assert echo.headers["content-type"] == PROTOBUF
+    assert decode(echo.content, lab.Echoed, PROTOBUF).text == "x"
+    empty = await http.post("/api/v1/lab/echo", headers=given)
+    assert decode(empty.content, lab.Echoed, PROTOBUF).text == ""
+    wrong = await http.post("/api/v1/lab/echo", content=b"\xc1", headers=given)
+    assert (wrong.status_code, wrong.headers["content-type"]) == (400, PROTOBUF)
+    assert decode(wrong.content, Problem, PROTOBUF).code == "INVALID"
+    write = encode(lab.Write(name="x"), PROTOBUF)
+    job = await http.post("/api/v1/lab/write", content=write, headers=given | {"Prefer": "respond-async"})
+    assert (await ended(http, decode(job.content, Submitted, PROTOBUF).job_id))["result"]["name"] == "x"
+    question = encode(lab.Pieces(pieces=2), PROTOBUF)
+    async with http.stream("POST", "/api/v1/lab/pieces", content=question, headers=given | EVENTS) as response:
+        assert text_of(await events(response)) == "piece 0. piece 1. "  # events are JSON, whoever asks
+
+
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+def test_a_body_is_joined_with_the_fields_of_its_path_in_every_format(content_type: str) -> None:
+    scope = {
+        "method": "PUT", "path": "/", "query_string": b"", "headers": [(b"content-type", content_type.encode())]
+    }  # fmt: skip
+    exchange = Exchange(scope, None, None)  # type: ignore[arg-type]
+    exchange.params = {"name": "a"}
+    body = encode_plain({"faults": 2}, content_type, lab.Write)
+    assert from_body(lab.WRITE, exchange, body) == lab.Write(name="a", faults=2)
+    with pytest.raises(Fault):
+        from_body(lab.WRITE, exchange, encode_plain({"name": "b"}, content_type, lab.Write))
 
 
 @pytest.mark.parametrize(

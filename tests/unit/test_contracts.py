@@ -105,8 +105,17 @@ def models() -> list[type[BaseModel]]:
 def faults_of_model(model: type[BaseModel]) -> list[str]:
     found: list[str] = []
     for name, field in model.model_fields.items():
-        found += faults_of(field.annotation, f"{model.__name__}.{name}", field.discriminator is not None)
+        where = f"{model.__name__}.{name}"
+        found += faults_of(field.annotation, where, field.discriminator is not None)
+        if not field.is_required() and field.default and says_by_absence(field.annotation):
+            found.append(
+                f"{where}: protobuf says None, and an empty list, by leaving the field out: make it the default"
+            )
     return found
+
+
+def says_by_absence(annotation: Any) -> bool:
+    return annotation is JsonValue or get_origin(annotation) in (list, dict) or type(None) in get_args(annotation)
 
 
 @pytest.mark.parametrize("model", models(), ids=lambda model: f"{model.__module__.split('.')[-1]}.{model.__name__}")
@@ -135,11 +144,13 @@ def test_the_rules_refuse_what_they_are_for() -> None:
         d: Loose
         e: set[str]
         f: Any
+        g: int | None = 3
+        h: list[str] = ["x"]
         good: Annotated[One | Two, Field(discriminator="kind")]
         fine: dict[str, JsonValue] | None = None
 
     assert sorted({fault.partition(":")[0] for fault in faults_of_model(Bad)}) == [
-        "Bad.a", "Bad.b[]", "Bad.c", "Bad.d", "Bad.e", "Bad.f",
+        "Bad.a", "Bad.b[]", "Bad.c", "Bad.d", "Bad.e", "Bad.f", "Bad.g", "Bad.h",
     ]  # fmt: skip
 
 
