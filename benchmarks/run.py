@@ -15,6 +15,7 @@ from benchmarks.contract import TENANT
 from benchmarks.http import p4
 from benchmarks.jobs import p7, p8
 from benchmarks.observed import observed
+from benchmarks.replay import p9
 from benchmarks.report import HEADING, Line
 from benchmarks.requests import p1, p1_cache, p2, p3
 from benchmarks.start import p11
@@ -32,6 +33,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Awaitable[list[Line]]], ...]] = {
     "P4": (p4,),
     "P7": (p7,),
     "P8": (p8,),
+    "P9": (p9,),
     "P10": (p10,),
     "P11": (p11,),
     "T1": (observed,),
