@@ -150,6 +150,30 @@ async def test_a_redrive_repeated_or_asked_for_many_times_at_once_runs_once(
     assert (tmp_path / "runs").stat().st_size == 2
 
 
+@pytest.mark.usefixtures("served")
+async def test_a_redrive_that_was_cut_short_is_finished_and_sends_nothing_twice(
+    client: Client, identity: Identity, connection: Connection, tmp_path: Path
+) -> None:
+    ident = await dead(client, identity, faults=1, counter=str(tmp_path / "runs"))
+    (letter,) = [each async for each in read_stored(connection, "DLQ", f"dlq.{identity.tenant}.>")]
+    kept = {name: value for name, value in letter.headers.items() if not name.startswith("Nats-")}
+    await redriven(client, identity, job_id=ident)
+    assert (await ended(client, identity, ident)).status == "succeeded"
+    await publish_first(connection.requests, letter.subject, letter.data, kept)  # as if it had not been removed
+    (done,) = await redriven(client, identity, job_id=ident)
+    assert (done.outcome, await letters(client, identity)) == ("already", [])
+
+    # As if its process had died right after it was sent.
+    other = await dead(client, identity, name="other", faults=1, counter=str(tmp_path / "others"))
+    (letter,) = [each async for each in read_stored(connection, "DLQ", f"dlq.{identity.tenant}.>")]
+    subject = f"job.{identity.tenant}.lab.write.{other}.d1"
+    await publish_first(connection.requests, subject, letter.data, {"Redrive": "1"})
+    assert (await redriven(client, identity, job_id=other))[0].outcome == "redriven"
+    assert (await ended(client, identity, other)).job_id == other
+    assert [(tmp_path / name).stat().st_size for name in ("runs", "others")] == [2, 2]
+    assert await letters(client, identity) == []
+
+
 def code_of_fault(error: object) -> Code:
     assert isinstance(error, Fault), error
     return error.code
