@@ -23,7 +23,7 @@ from benchmarks.bench import ROOT, TRACEPARENT, Bench, cpu_s, ready
 from benchmarks.contract import ECHO, EIGHT_FIELDS, TENANT, Echo
 from benchmarks.report import Line
 from benchmarks.worker import echo, lifespan
-from runtime import metrics, telemetry, tracing
+from runtime import telemetry, tracing
 from runtime.client import Client
 from runtime.connection import connect
 from runtime.identity import Identity
@@ -33,7 +33,7 @@ from stack.ports import free_port
 from subjects.contract import Call
 from workers.serving import Worker, serve
 from workers.serving.boot import run
-from workers.serving.dispatch import Dispatcher
+from workers.serving.stats import Tally
 
 IN_FLIGHT = 64
 WARM_UP_S = 2.0
@@ -135,7 +135,7 @@ def _without_hooks() -> None:
     def nothing(*_: object, **__: object) -> None:
         return None
 
-    for owner, name in ((metrics.Series, "add"), (Client, "_ended"), (Dispatcher, "_ended")):
+    for owner, name in ((Tally, "ended"), (Client, "_ended")):
         setattr(owner, name, nothing)
     for name in ("sampled", "is_recording", "root_if_recording"):
         setattr(tracing, name, nothing)

@@ -253,7 +253,7 @@ async def test_a_flood_of_questions_is_not_answered_for_ever_and_starves_nobody(
         assert {reply.text for reply in await asyncio.gather(*calls)} == {"work"}
         await outside.flush()
         most = 64 * 1024 + (time.monotonic() - began) * 16 * 1024
-        info = len(service(WORKER, Stats([]), version="0.1.0", process="x" * 64).info)
+        info = len(service(WORKER, Stats("lab", []), version="0.1.0", process="x" * 64).info)
         assert 0 < size <= most + info
         await answers.unsubscribe()
     assert len(await asked(outside, "$SRV.PING", dict)) == len(everything)  # the others had none of it
@@ -262,7 +262,7 @@ async def test_a_flood_of_questions_is_not_answered_for_ever_and_starves_nobody(
 def test_an_info_that_does_not_fit_goes_without_its_schemas() -> None:
     many = [Serve(Call("lab", f"op-{n}", lab.Write, lab.Written), WORKER.serves[0].handler) for n in range(900)]
     worker = Worker("lab", WORKER.lifespan, many)
-    said = service(worker, Stats([]), version="0.1.0", process="p")
+    said = service(worker, Stats("lab", []), version="0.1.0", process="p")
     assert len(said.info) < MAX_REPLY_BYTES
     info = ServiceInfo.from_dict(json.loads(said.info))
     assert len(info.endpoints) == 900

@@ -14,7 +14,7 @@ from codec import headers as names
 from runtime import metrics, streams, tracing
 from runtime.identity import Identity, new_id
 from runtime.jobs import job_id as job_id_of
-from runtime.message_spans import answering, processed
+from runtime.message_spans import answering
 from runtime.output import OutputWriter
 from runtime.telemetry import bind
 from runtime.tracing import trace_id
@@ -42,7 +42,6 @@ BUSY = Outcome(
     fault=Fault(Code.EXHAUSTED, "every slot of this process and its backlog are taken; ask again", retry_after_s=1),
 )
 STOPPING = Fault(Code.UNAVAILABLE, "this process is stopping; ask again")
-UNKNOWN = "(unknown)"  # an operation that is none of ours is no label: its callers make the names up
 ACTIVE = metrics.Observed("faas.messages.active", "", "Requests that run or wait for a slot.", "updown",
                           ("faas.component", "faas.state"))  # fmt: skip
 
@@ -66,8 +65,7 @@ class Dispatcher:
         self._stops: set[Cancellable] = set()
         self._pulls: list[Pull] = []
         self._subscription: Any = None
-        self.stats = Stats(self._handlers)
-        self._answered = {name: processed("request", worker.name, name) for name in self._handlers}
+        self.stats = Stats(worker.name, self._handlers)
         self._forget = ACTIVE.watch(self._active)
 
     def _active(self) -> list[tuple[tuple[str, str], float]]:
@@ -110,11 +108,10 @@ class Dispatcher:
         if not self._slots.offer(lambda: self._spawn(self._request(delivery, stop), stop, self._slots.release)):
             request_id = delivery.headers.get(names.REQUEST_ID) or new_id()
             answer(self._host.connection, delivery.reply, delivery.accept, BUSY, request_id, "")
-            processed("request", self.worker.name, UNKNOWN, Code.EXHAUSTED).add(0.0)
-            self.stats.request_ended(delivery.subject, 0.0, BUSY.fault)
+            self.stats.request(delivery.subject).ended(0.0, BUSY.fault)
 
     async def _request(self, delivery: Delivery, stop: Cancellable) -> None:
-        began, operation = time.perf_counter(), UNKNOWN
+        began = time.perf_counter()
         identity: Identity | None = None
         span: tracing.Span | None = None
         try:
@@ -122,7 +119,6 @@ class Dispatcher:
             identity = delivery.identified(address.tenant)
             if address.operation not in self._handlers:
                 raise Fault(Code.NOT_FOUND, f"{self.worker.name} has no operation {address.operation}")
-            operation = address.operation
             if tracing.is_recording():
                 span = answering(address, identity)
                 identity = identity.under(span)
@@ -138,19 +134,11 @@ class Dispatcher:
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID) or new_id()
         correlation_id = identity.correlation_id if identity else ""
         said = answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
-        self._ended(delivery.subject, operation, said, began, span)
+        self.stats.request(delivery.subject).ended(time.perf_counter() - began, said)
+        if span is not None:
+            span.end(None if said is None else said.code)
         if outcome.then is not None:
             await outcome.then()
-
-    def _ended(
-        self, subject: str, operation: str, fault: Fault | None, began: float, span: tracing.Span | None
-    ) -> None:
-        took_s, error = time.perf_counter() - began, fault.code if fault is not None else ""
-        series = processed("request", self.worker.name, operation, error) if error else self._answered[operation]
-        series.add(took_s)
-        self.stats.request_ended(subject, took_s, fault)
-        if span is not None:
-            span.end(error)
 
     async def _perform(
         self, delivery: Delivery, call: AnyCall, handler: Handler, identity: Identity, stop: Cancellable

@@ -35,7 +35,7 @@ from workers.serving.route import Handler, Route
 from workers.serving.running import Cancellable
 from workers.serving.settle import INBOX_PREFIX, MAX_CRASHES, answer, end_output, settle
 from workers.serving.slots import AloneTooLate
-from workers.serving.stats import Stats
+from workers.serving.stats import UNKNOWN, Stats
 
 log = structlog.get_logger("workers.serving")
 
@@ -43,7 +43,6 @@ EVENT_TIMEOUT_S = 300.0
 ALONE_WAIT_S, ALONE_WAIT_MOST_S = 5.0, 60.0  # while one waits to run alone, newcomers wait behind it
 ALONE_AGAIN_S = 5.0
 ROW_AFTER_S = 0.2  # a job that ends sooner writes its row once, at its end
-UNKNOWN = "(unknown)"
 CRASHED = Fault(Code.INTERNAL, f"the job's worker process died {MAX_CRASHES} times while it ran; it is not run again")
 LATE = Fault(Code.TIMEOUT, "its deadline had passed before it could be started")
 
@@ -188,9 +187,11 @@ class Durable:
     def _ended(self, kind: str, component: str, operation: str, outcome: Outcome) -> None:
         error = outcome.fault.code if outcome.fault is not None else ""
         took_s = time.perf_counter() - self._began
-        processed(kind, component, operation, error).add(took_s)
-        if kind == "job":
-            self._stats.job_ended(operation, took_s, outcome.fault)
+        tally = self._stats.job(operation) if kind == "job" else None
+        if tally is not None:
+            tally.ended(took_s, outcome.fault)
+        else:
+            processed(kind, component, operation, error).add(took_s)
         if self._span is not None:
             self._span.attributes |= {"faas.verdict": outcome.verdict, "faas.attempt": outcome.attempt}
             self._span.end(error)
