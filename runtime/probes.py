@@ -45,10 +45,11 @@ class Probes:
         self._checks: dict[str, _Named] = {}
         self._metrics: dict[str, tuple[Kind, Callable[[], float]]] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._started = False
+        self._away: tuple[str, str] | None = ("start", "not finished")
         self._results: dict[str, str] = {}
         self._checked_at = float("-inf")
         self._running: asyncio.Task[dict[str, str]] | None = None
+        self._cut: dict[str, asyncio.Task[str]] = {}
 
     def add(self, name: str, check: Check, *, timeout_s: float = CHECK_TIMEOUT_S, required: bool = True) -> None:
         """check() passes by returning (anything but False) and fails by raising, or by not returning in time."""
@@ -60,11 +61,11 @@ class Probes:
 
     def started(self) -> None:
         """The process serves: readiness depends on the checks from now on."""
-        self._started = True
+        self._away = None
 
     def stopping(self) -> None:
         """The process takes no more work: not ready."""
-        self._started = False
+        self._away = ("stop", "has begun")
 
     async def results(self) -> dict[str, str]:
         """Name -> `ok` or why not; at most 1 s old; one round of checks at a time."""
@@ -85,24 +86,25 @@ class Probes:
             self._running = None
 
     async def _one(self, name: str, named: _Named) -> str:
-        try:
-            passed = await asyncio.wait_for(named.check(), named.timeout_s)
-            word = "failed" if passed is False else "ok"
-        except TimeoutError:
-            word = f"no answer within {named.timeout_s:g} s"
-        except Fault as fault:
-            word = fault.detail
-        except Exception as error:  # a check is any code: its failure is its result, its text is not for strangers
-            _log.warning("probe_failed", check=name, error=repr(error)[:300])
-            word = "failed"
+        word = f"no answer within {named.timeout_s:g} s"
+        if name not in self._cut:  # else the last one has not even ended yet
+            task = asyncio.ensure_future(_word_of(name, named.check))
+            # Not wait_for, which waits for what it cancelled to end: against a frozen server that takes as long again.
+            done, _ = await asyncio.wait({task}, timeout=named.timeout_s)
+            if done:
+                word = task.result()
+            else:
+                self._cut[name] = task
+                task.add_done_callback(lambda _: self._cut.pop(name))
+                task.cancel()
         self._counts[name, "ok" if word == "ok" else "failed"] += 1
         return word
 
     async def ready(self) -> tuple[bool, dict[str, str]]:
         """Whether the process is ready, and the word of each check."""
         words = dict(await self.results())
-        if not self._started:
-            words["start"] = "not finished"
+        if self._away is not None:
+            words[self._away[0]] = self._away[1]
         failing = [name for name, word in words.items() if word != "ok" and self._is_required(name)]
         return not failing, words
 
@@ -131,6 +133,18 @@ class Probes:
         for name, (kind, read) in sorted(self._metrics.items()):
             lines += [f"# TYPE {name} {kind}", f"{name} {read():g}"]
         return "\n".join(lines) + "\n" + metrics.prometheus()
+
+
+async def _word_of(name: str, check: Check) -> str:
+    try:
+        return "failed" if await check() is False else "ok"
+    except TimeoutError:
+        return "no answer in time"
+    except Fault as fault:
+        return fault.detail
+    except Exception as error:  # a check is any code: its failure is its result, its text is not for strangers
+        _log.warning("probe_failed", check=name, error=repr(error)[:300])
+        return "failed"
 
 
 def _json(status: int, content: dict[str, Any]) -> Answer:

@@ -21,6 +21,7 @@ from subjects.grammar import token
 
 CONNECT_TIMEOUT_S = 5.0
 PING_TIMEOUT_S = 2.0
+NO_PGVECTOR = "the database has no pgvector extension; run store/bootstrap.sql as its superuser"
 CLOSE_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 20.0  # longer than statement_timeout: the server's answer is the better one
 IDLE_CONNECTION_S = 300.0
@@ -59,7 +60,8 @@ class Database:
 
     @classmethod
     async def open(cls, dsn: str, *, min_size: int = 1, max_size: int = 10, name: str) -> Database:
-        """Connect. name is shown in pg_stat_activity. Raises Fault(UNAVAILABLE | TIMEOUT)."""
+        """Connect. name is shown in pg_stat_activity. Raises Fault(UNAVAILABLE | TIMEOUT)
+        when it is away, and Fault(UNAVAILABLE) when it has no pgvector."""
         try:
             pool = await asyncpg.create_pool(
                 dsn,
@@ -114,11 +116,14 @@ class Database:
 
     async def ping(self) -> None:
         """Raise Fault(UNAVAILABLE | TIMEOUT) unless the database answers and has pgvector."""
-        found = await self.alone(
-            "SELECT extversion FROM pg_extension WHERE extname = 'vector'", timeout_s=PING_TIMEOUT_S
-        )
+        try:
+            found = await self.alone(
+                "SELECT extversion FROM pg_extension WHERE extname = 'vector'", timeout_s=PING_TIMEOUT_S
+            )
+        except OutcomeUnknown as error:
+            raise unavailable("the database is not available") from error
         if not found:
-            raise unavailable("the database has no pgvector extension; run store/bootstrap.sql as its superuser")
+            raise unavailable(NO_PGVECTOR)
 
     async def close(self) -> None:
         """Close every connection, by force after CLOSE_TIMEOUT_S."""
@@ -134,11 +139,17 @@ async def _keep(connection: object) -> None:
 
 
 async def prepare(connection: asyncpg.Connection[Record]) -> None:
-    """Give a new connection the codecs: jsonb is any JSON value, vector is pgvector's."""
+    """Give a new connection the codecs: jsonb is any JSON value, vector is pgvector's.
+
+    Raises Fault(UNAVAILABLE) when the database has no pgvector.
+    """
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", encoder=_jsonb_encode, decoder=_jsonb_decode, format="binary"
     )
-    await register_vector(connection)
+    try:
+        await register_vector(connection)
+    except ValueError as error:  # asyncpg's way to say that there is no such type
+        raise unavailable(NO_PGVECTOR) from error
 
 
 def _jsonb_encode(value: object) -> bytes:

@@ -72,7 +72,7 @@ class Keeper:
         while True:
             try:
                 await self._lead()
-            except FAILURES as error:
+            except (*FAILURES, Fault) as error:
                 _log.warning("keeper_lost_its_database", error=type(error).__name__)
             _end_if_cancelled()
             await asyncio.sleep(STAND_BY_S)

@@ -88,14 +88,14 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
         await stack.enter_async_context(_hearing_cancels(host))
         await stack.enter_async_context(_keeping_streams(connection, settings))
         stack.callback(DROPPED.watch(lambda: _dropped(connection, host)))
+        probes = probes_of(host)
+        if settings.probe_port is not None:  # before the components open: a slow start is "not ready", not silence
+            server = await serve_probes(probes, settings.probe_port)
+            stack.push_async_callback(_close, server)
         dispatchers = []
         for worker in workers:
             deps = await stack.enter_async_context(worker.lifespan(host))
             dispatchers.append(Dispatcher(worker, host, deps, Performer(host, keys_of(worker, host))))
-        probes = probes_of(host)
-        if settings.probe_port is not None:
-            server = await serve_probes(probes, settings.probe_port)
-            stack.push_async_callback(_close, server)
         for dispatcher in dispatchers:
             await dispatcher.start()
         try:
@@ -104,6 +104,7 @@ async def serving(workers: Sequence[Worker], settings: Settings, connection: Con
                 probes.started()
                 yield host
         finally:
+            probes.stopping()
             await asyncio.gather(*(d.drain(settings.shutdown_grace_s) for d in dispatchers))
 
 
