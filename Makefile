@@ -6,7 +6,7 @@ UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
 SOURCES := subjects codec runtime store workers bridge client stack cli tests benchmarks examples deploy
 
-.PHONY: setup demo up test check contracts format bench lock clean
+.PHONY: setup demo up test check contracts format bench soak lock clean
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ format: $(READY)
 bench: $(READY)
 	@$(PY) -m benchmarks
 	@$(PY) -m benchmarks.retrieval
+
+# P12: a whole platform at half load, MINUTES long; fails when anything grows or is lost.
+soak: $(READY)
+	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
 lock:
 	$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --universal -o requirements.lock

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from benchmarks.bench import ROOT, Bench, ready, served
+from benchmarks.bench import Bench, ready, served
+from benchmarks.platform_up import new_home, up
 from benchmarks.report import Line
 from cli.children import components
 
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
 IDLE_AFTER_S = 5.0
 MAX_START_S, MAX_PLATFORM_MB, MAX_WORKER_MB = 12.0, 1200.0, 90.0
 MB = 1e6
@@ -28,11 +22,8 @@ HEAVY = frozenset({"gateway"})
 
 
 async def p11(bench: Bench) -> list[Line]:
-    home = Path(tempfile.mkdtemp(prefix="faas-up-", dir="/tmp"))
-    try:
+    async with new_home("faas-up-") as home:
         lines = await _whole(home)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     for name in components():
         lines.append(await _one(bench, name))
     return lines
@@ -52,28 +43,12 @@ async def _whole(home: Path) -> list[Line]:
 
 async def _start(home: Path) -> tuple[float, float, float]:
     """Seconds until it says its address, PSS and RSS in MB a while later."""
-    environ = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
-    environ |= {"FAAS_HOME": str(home), "BRIDGE_PORT": "0"}
     began = time.perf_counter()
-    command = (sys.executable, "-m", "cli", "up")
-    up = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    assert up.stdout is not None
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while not (line := await up.stdout.readline()).startswith(b"URL"):
-                if not line:
-                    raise RuntimeError("faas up ended before it was ready")
+    async with up(home) as platform:
         took_s = time.perf_counter() - began
         await asyncio.sleep(IDLE_AFTER_S)
-        root = psutil.Process(up.pid)
-        tree = [root, *root.children(recursive=True)]
+        tree = platform.tree()
         return took_s, weight_mb(tree), sum(process.memory_info().rss for process in tree) / MB
-    finally:
-        if up.returncode is None:
-            up.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(up.wait(), STOP_TIMEOUT_S)
 
 
 def weight_mb(processes: Sequence[psutil.Process]) -> float:

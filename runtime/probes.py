@@ -50,6 +50,7 @@ class Probes:
         self._checked_at = float("-inf")
         self._running: asyncio.Task[dict[str, str]] | None = None
         self._cut: dict[str, asyncio.Task[str]] = {}
+        self.measure("asyncio_tasks", "gauge", lambda: len(asyncio.all_tasks()))
 
     def add(self, name: str, check: Check, *, timeout_s: float = CHECK_TIMEOUT_S, required: bool = True) -> None:
         """check() passes by returning (anything but False) and fails by raising, or by not returning in time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -14,6 +15,8 @@ from stack.process import Program, Report, Server, StackError
 
 PORT = 4222
 PROBE_LIMIT_S = 1.0
+MONITOR_PORT = "NATS_MONITOR_PORT"
+"""Set it to serve NATS' own figures (`/varz`) on loopback: whoever may connect there sees every subject."""
 CONFIGURATION = """\
 # Written at each start.
 server_name: faas
@@ -21,7 +24,7 @@ listen: "{host}:{port}"
 max_payload: 1MB
 max_connections: 10000
 write_deadline: "10s"
-jetstream {{
+{monitoring}jetstream {{
   store_dir: {store}
   # Streams reserve their max_bytes here: JOBS and EVENTS 10 GiB each, DLQ, and the object store.
   max_file_store: 256GB
@@ -48,7 +51,9 @@ def server(home: Path, *, port: int | None = PORT, report: Report | None = None)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     configuration = folder / "nats.conf"
     store = json.dumps(str(folder / "data"))
-    configuration.write_text(CONFIGURATION.format(host=ports.LOOPBACK, port=chosen, store=store))
+    wanted = os.environ.get(MONITOR_PORT, "")
+    monitoring = f'http: "{ports.LOOPBACK}:{int(wanted)}"\n' if wanted.isdecimal() else ""
+    configuration.write_text(CONFIGURATION.format(host=ports.LOOPBACK, port=chosen, store=store, monitoring=monitoring))
 
     async def ready() -> bool:
         return await _has_jetstream(chosen)

@@ -1,4 +1,7 @@
-"""An OpenAI-compatible upstream that waits before its first token: `python -m benchmarks.peers.slow_model PORT MS`."""
+"""An OpenAI-compatible upstream that waits before its first token: `python -m benchmarks.peers.slow_model PORT MS`.
+
+The model `long` says 200 words, one every 20 ms; every other five at once.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from starlette.routing import Route
 WORDS = ("Paris", " is", " the", " capital", ".")
 USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 FIRST_TOKEN_S = int(sys.argv[2]) / 1e3 if len(sys.argv) > 2 else 0.0
+PAUSE_S = 0.02
 
 
 def _line(delta: dict[str, str], reason: str | None = None, **more: object) -> bytes:
@@ -24,18 +28,20 @@ def _line(delta: dict[str, str], reason: str | None = None, **more: object) -> b
     return f"data: {json.dumps(made)}\n\n".encode()
 
 
-async def _said() -> AsyncIterator[bytes]:
+async def _said(*, long: bool) -> AsyncIterator[bytes]:
     await asyncio.sleep(FIRST_TOKEN_S)
-    for word in WORDS:
+    for word in WORDS * 40 if long else WORDS:
         yield _line({"role": "assistant", "content": word})
+        if long:
+            await asyncio.sleep(PAUSE_S)
     yield _line({}, "stop")
     yield _line({}, choices=[], usage=USAGE)
     yield b"data: [DONE]\n\n"
 
 
 async def complete(request: Request) -> StreamingResponse:
-    await request.body()
-    return StreamingResponse(_said(), media_type="text/event-stream")
+    asked = await request.json()
+    return StreamingResponse(_said(long=asked.get("model") == "long"), media_type="text/event-stream")
 
 
 app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
