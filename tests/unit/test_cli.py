@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
-from cli import children
+from cli import children, contracts
 from cli.tokens import known_scopes
 from cli.watch import PATTERN
+from codec import protos, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK_S = 1.5
@@ -120,3 +122,13 @@ def test_only_the_gateway_gets_provider_keys_and_only_jobs_the_keepers_role(
     assert {name for name, env in made.items() if "OPENAI_API_KEY" in env} == {"gateway"}
     assert {name for name, env in made.items() if "DATABASE_KEEPER_URL" in env} == {"jobs"}
     assert not [name for name, env in made.items() if "DATABASE_OWNER_URL" in env]
+
+
+def test_proto_files_are_written_as_they_are_committed(tmp_path: Path) -> None:
+    contracts.run("proto", tmp_path / "proto", update=False, release=False)
+    made = {path.name: path.read_text() for path in (tmp_path / "proto").iterdir()}
+    assert made == {path.name: path.read_text() for path in protos.COMMITTED.glob("*.proto")}
+    contracts.run("jsonschema", tmp_path / "schema.json", update=False, release=False)
+    assert (tmp_path / "schema.json").read_text() == schemas.COMMITTED.read_text()
+    with pytest.raises(typer.BadParameter):
+        contracts.run("wsdl", None, update=False, release=False)
