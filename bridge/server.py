@@ -27,6 +27,7 @@ from subjects.registry import Registry
 HEADERS_WITHIN_S = 10.0
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
+MAX_HEAD_BYTES = 2 * 1024 * 1024  # as they come: one header without an end is not seen before it has one
 KEEP_ALIVE_S = 75
 BACKLOG = 1024
 
@@ -38,6 +39,7 @@ class Protocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    _head_bytes = 0
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -49,12 +51,16 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._timer is not None:  # the headers are not complete
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse()
         if not self._refused:
             super().data_received(data)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_bytes = 0
+        self._header_bytes = self._head_bytes = 0
         if self._timer is None:
             self._timer = self.loop.call_later(HEADERS_WITHIN_S, self.transport.close)
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge import auth, jwk, jwks
 from bridge.server import running
+from cli import doctor
 from runtime.connection import Connection
 from runtime.settings import Settings
 from subjects.contract import Code, Fault
@@ -584,6 +585,15 @@ def test_keys_that_cannot_be_trusted_are_left_out_and_named() -> None:
     assert "AQAB" not in str(found.skipped)
     with pytest.raises(ValueError, match="at most"):
         jwk.read(json.dumps({"keys": [rsa] * (jwk.MAX_KEYS + 1)}).encode())
+
+
+async def test_the_doctor_says_how_many_keys_can_be_used(provider: Provider) -> None:
+    check = await doctor._check("jwks", doctor._jwks(provider.url))
+    assert (check.ok, check.detail) == (True, "5 keys (ES256, ES384, EdDSA, PS256, RS256), 0 left out")
+    provider.status(500)
+    check = await doctor._check("jwks", doctor._jwks(provider.url))
+    assert (check.ok, "500" in check.detail) == (False, True)
+    assert (await doctor._check("jwks", doctor._jwks(None))).ok is None
 
 
 async def test_the_task_that_fetches_ends_with_the_bridge(
