@@ -26,6 +26,7 @@ from store.sweep import Sweep, finished_below
 from subjects import grammar
 
 LOOKS, LOOK_EVERY_S = 200, 0.05
+REDRIVEN = {"Redrive": "2"}
 HEADERS = {"Content-Type": "application/json", "Nats-Msg-Id": "stripped"}
 
 
@@ -184,11 +185,12 @@ async def test_running_jobs_are_published_again_when_their_stream_was_made_anew(
     tenant: str,
 ) -> None:
     async with database.transaction(tenant) as tx:
-        for job_id, status in (("j1", "running"), ("j2", "running"), ("j3", "succeeded")):
+        states = (("j1", "running", {}), ("j2", "running", {}), ("j3", "succeeded", {}), ("j4", "running", REDRIVEN))
+        for job_id, status, more in states:
             await tx.execute(
                 "INSERT INTO jobs (tenant_id, job_id, component, operation, status, headers, body, started_at) "
                 "VALUES ($1, $2, 'rag', 'ingest', $3, $4, $5, now() - interval '1 h')",
-                tenant, job_id, status, HEADERS, b"{}",
+                tenant, job_id, status, HEADERS | more, b"{}",
             )  # fmt: skip
     js = connection.jetstream()
     await js.delete_stream("JOBS")
@@ -199,6 +201,7 @@ async def test_running_jobs_are_published_again_when_their_stream_was_made_anew(
     await Sweep(connection).republish(role)  # another process leads now: nothing is published twice
     counts = [await stored(connection, "JOBS", grammar.job(tenant, "rag", "ingest", f"j{n}")) for n in (1, 2, 3)]
     assert counts == [1, 1, 0]
+    assert await stored(connection, "JOBS", grammar.job(tenant, "rag", "ingest", "j4", "d2")) == 1
     message = await js.get_last_msg("JOBS", grammar.job(tenant, "rag", "ingest", "j1"))
     assert message.data == b"{}"
     assert (message.headers or {}).get("Content-Type") == "application/json"

@@ -310,3 +310,17 @@ async def test_a_replay_whose_process_is_killed_goes_on_and_sends_nothing_twice(
     assert (counts(told), job.attempt) == ({"run": 30}, 2)
     assert len(await stored(connection, identity.tenant)) == 60
     assert upstream.hits["killed"] == 60
+
+
+@pytest.mark.usefixtures("here")
+async def test_what_cannot_be_sent_with_its_headers_stops_nobody(
+    client: Client, identity: Identity, connection: Connection, upstream: Upstream, tenant: str
+) -> None:
+    large = gateway.Generate(prompt="large", model="openai/large").model_dump() | {"padding": "x" * (2**20 - 700)}
+    await publish(connection, tenant, gateway.GENERATE, "jlarge", codec.encode_plain(large))
+    await said(client, identity, "small", "openai/large")
+    await ended(client, identity, "jlarge")
+    told = await replayed(client, identity, force=True)
+    assert counts(told) == {"run": 1, "unreadable": 1}
+    await all_ended(client, identity, told)
+    assert upstream.hits["large"] == 3
