@@ -83,6 +83,8 @@ def test_only_the_bridge_is_published_and_only_some_may_go_out() -> None:
 
 def test_every_component_has_a_service_of_its_own() -> None:
     served = [service["command"][1:] for service in SERVICES.values() if service.get("command", [""])[0] == "worker"]
+    absent = sorted(set(components()) - {name for names in served for name in names})
+    assert not absent, f"compose.yaml needs worker-{absent[0]}, .env.example {absent[0].upper()}_CONCURRENCY"
     assert sorted(served) == [[name] for name in components()]
 
 
