@@ -1,4 +1,5 @@
-"""Keeper: relays what a process could not publish, removes what is old, publishes again what a broken stream lost.
+"""Keeper: relays what a process could not publish, removes what is old, publishes again what a broken stream lost, ends
+what is lost for good, and warns of consumers that fall behind.
 
 Any number of processes run one; an advisory lock on its own connection makes one of them work. Its role sees the four
 tables of the books and nothing of a component.
@@ -22,6 +23,8 @@ from runtime import jobs
 from runtime.connection import Connection
 from store import sql
 from store.database import CONNECT_TIMEOUT_S, SESSION, prepare
+from store.lag import LAG, Lag
+from store.lost import Lost
 from store.outbox import OutboxRow, publish_all
 from store.pgerrors import FAILURES
 from store.sweep import Sweep
@@ -60,22 +63,30 @@ class Keeper:
         self._connection = connection
         self._kept = kept
         self._sweep = Sweep(connection)
+        self._lag = Lag(connection)
         self._duties = [
             Duty("relay", 1.0, self.relay),
             Duty("republish", 15.0, self._sweep.republish),
             Duty("streams", 60.0, self._sweep.purge),
+            Duty("lag", 60.0, self._lag.look),
+            Duty("lost", 600.0, Lost(connection).end),
             Duty("retention", 600.0, self.forget),
         ]
 
     async def run(self) -> None:
         """Try for the lock, work while its connection lives; over and over."""
-        while True:
-            try:
-                await self._lead()
-            except (*FAILURES, Fault) as error:
-                _log.warning("keeper_lost_its_database", error=type(error).__name__)
-            _end_if_cancelled()
-            await asyncio.sleep(STAND_BY_S)
+        unwatch = LAG.watch(self._lag.read)
+        try:
+            while True:
+                try:
+                    await self._lead()
+                except (*FAILURES, Fault) as error:
+                    _log.warning("keeper_lost_its_database", error=type(error).__name__)
+                self._lag.forget()
+                _end_if_cancelled()
+                await asyncio.sleep(STAND_BY_S)
+        finally:
+            unwatch()
 
     async def _lead(self) -> None:
         connection = await asyncpg.connect(

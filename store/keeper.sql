@@ -54,3 +54,21 @@ SELECT tenant_id, job_id, component, operation, headers, body FROM jobs
 WHERE status = 'running' AND started_at < $1 AND body IS NOT NULL AND (tenant_id, job_id) > ($2, $3)
 ORDER BY tenant_id, job_id
 LIMIT $4
+
+-- name: unclaimed
+SELECT j.tenant_id, j.job_id, j.component, j.operation, j.status, j.attempt, j.cancel_requested, j.headers
+FROM jobs AS j
+WHERE j.status IN ('queued', 'running') AND coalesce(j.started_at, j.created_at) < now() - $1::interval
+    AND (j.tenant_id, j.job_id) > ($2, $3)
+    AND NOT EXISTS (
+        SELECT FROM inbox AS i
+        WHERE i.tenant_id = j.tenant_id AND i.operation = j.component || '.' || j.operation AND i.key = j.job_id
+            AND i.done_at IS NULL AND i.lease_until > now() - $1::interval
+    )
+ORDER BY j.tenant_id, j.job_id
+LIMIT $4
+
+-- name: end_lost
+UPDATE jobs SET status = $5, fault = $6, headers = NULL, body = NULL, finished_at = now()
+WHERE tenant_id = $1 AND job_id = $2 AND status = $3 AND attempt = $4
+RETURNING job_id

@@ -57,7 +57,7 @@ class Sweep:
     async def _purge_jobs(self) -> None:
         js = self._jetstream()
         info = await js.stream_info(JOBS)  # before its consumers: what is stored later is above every floor
-        done = finished_below(info.state.last_seq, await _consumers(js, JOBS))
+        done = finished_below(info.state.last_seq, await consumers_of(js, JOBS))
         ages: list[timedelta] = [JOB_AGE]
         if is_full(info):
             _log.warning("jobs_stream_fills_up", bytes=info.state.bytes, limit=info.config.max_bytes)
@@ -153,7 +153,8 @@ def is_full(info: StreamInfo) -> bool:
     return limit > 0 and info.state.bytes >= FULL_SHARE * limit
 
 
-async def _consumers(js: JetStreamContext, stream: str) -> list[ConsumerInfo]:
+async def consumers_of(js: JetStreamContext, stream: str) -> list[ConsumerInfo]:
+    """Every consumer of a stream. Raises nats-py's errors, and Fault(INTERNAL) beyond MAX_CONSUMERS."""
     found: list[ConsumerInfo] = []
     while len(found) < MAX_CONSUMERS:
         page = await js.consumers_info(stream, offset=len(found))

@@ -109,7 +109,9 @@ async def test_roles_have_no_more_than_their_grants(stack: Stack, database: Data
         "('SELECT', 'INSERT', 'UPDATE') AND has_any_column_privilege(r.oid, c.oid, p.privilege))",
     )
     keeper = {(row["relname"], row["privilege"]) for row in grants if row["rolname"] == "faas_keeper"}
-    assert keeper == {(table, what) for table in KEEPER_SEES for what in ("SELECT", "DELETE")} | {("outbox", "UPDATE")}
+    assert keeper == {(table, what) for table in KEEPER_SEES for what in ("SELECT", "DELETE")} | {
+        ("outbox", "UPDATE"), ("jobs", "UPDATE"),
+    }  # fmt: skip
     app = {row["privilege"] for row in grants if row["rolname"] == "faas_app"}
     assert app == {"SELECT", "INSERT", "UPDATE", "DELETE"}
     assert not any(row["relname"] in PLATFORM_ONLY for row in grants)

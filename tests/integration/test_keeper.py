@@ -7,21 +7,25 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from nats.js.api import AckPolicy, ConsumerConfig
+import structlog
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig, StreamInfo, StreamState
 
-from runtime import streams
+from runtime import metrics, streams
 from runtime.connection import Connection, connect
 from runtime.settings import Settings
 from stack import Stack
 from store import sweep
 from store.database import Database, prepare
 from store.keeper import ADVISORY_LOCK, Keeper
+from store.lag import LAG, Lag, behind
+from store.lost import Lost
 from store.sweep import Sweep, finished_below
 from subjects import grammar
 
@@ -206,6 +210,110 @@ async def test_running_jobs_are_published_again_when_their_stream_was_made_anew(
     assert message.data == b"{}"
     assert (message.headers or {}).get("Content-Type") == "application/json"
     assert "Nats-Msg-Id" not in (message.headers or {})
+
+
+async def add_job(database: Database, tenant: str, job_id: str, *, status: str, hours: int, cancel: bool) -> None:
+    async with database.transaction(tenant) as tx:
+        await tx.execute(
+            "INSERT INTO jobs (tenant_id, job_id, component, operation, status, cancel_requested, headers, created_at) "
+            "VALUES ($1, $2, 'rag', 'ingest', $3, $4, $5, now() - $6::interval)",
+            tenant, job_id, status, cancel, HEADERS, timedelta(hours=hours),
+        )  # fmt: skip
+
+
+async def test_a_job_without_message_and_claim_is_ended_after_two_looks(
+    database: Database, role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str
+) -> None:
+    for job_id, status, hours in (
+        ("lost", "running", 2), ("lost-cancelled", "queued", 2), ("kept", "running", 2), ("redriven", "queued", 2),
+        ("claimed", "running", 2), ("young", "running", 0),
+    ):  # fmt: skip
+        await add_job(database, tenant, job_id, status=status, hours=hours, cancel=job_id == "lost-cancelled")
+    for subject in (
+        grammar.job(tenant, "rag", "ingest", "kept"),
+        grammar.job(tenant, "rag", "ingest", "redriven", "d1"),
+    ):
+        await connection.jetstream().publish(subject, b"{}")
+    async with database.transaction(tenant) as tx:
+        await tx.execute(
+            "INSERT INTO inbox (tenant_id, operation, key, digest, owner, lease_until) "
+            "VALUES ($1, 'rag.ingest', 'claimed', '', '', now() + interval '1 min')", tenant,
+        )  # fmt: skip
+    unfinished = "SELECT job_id FROM jobs WHERE status IN ('queued', 'running')"
+    lost = Lost(connection)
+    await lost.end(role)
+    assert await ids(database, tenant, unfinished) >= {"lost", "lost-cancelled"}
+    for _ in range(2):
+        await lost.end(role)
+        assert await ids(database, tenant, unfinished) == {"kept", "redriven", "claimed", "young"}
+    async with database.transaction(tenant) as tx:
+        rows = await tx.fetch("SELECT job_id, status, fault, body FROM jobs WHERE finished_at IS NOT NULL")
+    told = {row["job_id"]: (row["status"], row["fault"]["code"], row["body"]) for row in rows}
+    assert told == {"lost": ("failed", "INTERNAL", None), "lost-cancelled": ("cancelled", "CANCELLED", None)}
+    for event in ("failed", "cancelled"):
+        assert await stored(connection, "EVENTS", grammar.event(tenant, "jobs", event)) == 1
+    end = await connection.jetstream().get_last_msg("OUT", grammar.output(tenant, "lost"))
+    assert (end.headers or {})["Chunk-End"] == "error"
+
+
+async def test_a_consumer_that_lags_by_four_fifths_of_what_is_kept_is_told(
+    role: asyncpg.Connection[asyncpg.Record], connection: Connection, tenant: str
+) -> None:
+    js, kept_bytes, component = connection.jetstream(), 64 * 1024, f"c{tenant}"
+    await js.purge_stream("EVENTS")
+    before = (await js.stream_info("EVENTS")).config
+    await js.update_stream(replace(before, max_bytes=kept_bytes))
+    for name, of in (("slow", "indexed"), ("idle", "never")):
+        await js.add_consumer(
+            "EVENTS",
+            ConsumerConfig(
+                durable_name=f"{component}-{name}",
+                filter_subject=grammar.events_of(component, of),
+                ack_policy=AckPolicy.EXPLICIT,
+            ),
+        )
+    lag, slow, idle = Lag(connection), f"{component}-slow", f"{component}-idle"
+    unwatch = LAG.watch(lag.read)
+
+    def told_as(value: str) -> str:
+        return f'faas_consumer_lag{{faas_consumer="{slow}"}} {value}'
+
+    async def told() -> tuple[float, float, list[tuple[str, float, float]]]:
+        with structlog.testing.capture_logs() as lines:
+            await lag.look(role)
+        shares = {name: share for (name,), share in lag.read()}
+        warned = [(line["consumer"], line["lag"], line["limit"]) for line in lines if line["event"] == "consumer_lags"]
+        return shares[slow], shares[idle], warned
+
+    try:
+        for _ in range(11):
+            await js.publish(grammar.event(tenant, component, "indexed"), b"x" * 4096)
+        share, nothing, warned = await told()
+        assert (0.6 < share < 0.8, nothing, warned) == (True, 0.0, [])
+        for _ in range(3):
+            await js.publish(grammar.event(tenant, component, "indexed"), b"x" * 4096)
+        share, nothing, warned = await told()
+        assert (0.8 <= share < 1, nothing, warned) == (True, 0.0, [(slow, round(share, 3), 0.8)])
+        assert told_as("0.8") in metrics.prometheus()
+        pull = await js.pull_subscribe_bind(consumer=slow, stream="EVENTS")
+        for msg in await pull.fetch(14):
+            await msg.ack_sync()
+        assert await told() == (0.0, 0.0, [])
+        assert told_as("0") in metrics.prometheus()
+    finally:
+        unwatch()
+        await js.update_stream(before)
+        for name in (slow, idle):
+            await js.delete_consumer("EVENTS", name)
+
+
+def test_lag_is_by_age_or_by_bytes_whichever_is_nearer() -> None:
+    state = StreamState(messages=100, bytes=1000, first_seq=1, last_seq=100, consumer_count=1)
+    info = StreamInfo(StreamConfig(max_age=1000, max_bytes=2000), state)
+    assert behind(info, 101, 0) == 0
+    assert behind(info, 1, 100) == 0.5
+    assert behind(info, 100, 850) == 0.85
+    assert behind(StreamInfo(StreamConfig(), state), 1, 1e9) == 0
 
 
 async def test_one_of_two_keepers_works_and_the_other_takes_over(
