@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pytest
@@ -18,8 +20,8 @@ from pydantic import Field, JsonValue
 import codec
 from codec import JSON, MSGPACK, PROTOBUF, fieldlock, shapes
 from codec.formats import MAX_BYTES
-from subjects import cache, gateway
-from subjects.contract import Code, Fault, Model
+from subjects import cache, gateway, rag
+from subjects.contract import Code, Fault, FieldError, Model
 from tests.unit.test_codec import MAX_MEMORY, MAX_S, inners, plain, read, slowness, text
 from tests.unit.test_codec import Everything as Scalars
 from tests.unit.test_codec import everything as scalars
@@ -108,7 +110,7 @@ def refused(data: bytes, model: type[Model] = Forms) -> Fault:
 
 
 @given(message=forms)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_every_form_comes_back_and_has_one_digest_in_all_formats(message: Forms) -> None:
     read = [codec.decode(codec.encode(message, each), Forms, each) for each in (MSGPACK, JSON, PROTOBUF)]
     assert read == [message] * 3
@@ -116,7 +118,7 @@ def test_every_form_comes_back_and_has_one_digest_in_all_formats(message: Forms)
 
 
 @given(message=forms)
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=2)
 def test_damaged_at_every_offset_it_is_a_message_or_invalid(message: Forms) -> None:
     data = codec.encode(message, PROTOBUF)[:600]
     damaged = [data[:cut] for cut in range(len(data))]
@@ -230,3 +232,66 @@ def test_hostile_bytes_are_invalid_fast_and_small(name: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < MAX_MEMORY
     finally:
         tracemalloc.stop()
+
+
+def test_unknown_fields_and_other_wire_types_are_skipped_and_the_last_of_two_counts() -> None:
+    key = tag(cache.Get, "key")
+    unknown = choice(5000, b"later") + varint(key << 3) + b"\x07"
+    said = unknown + field(cache.Get, "key", b"one") + field(cache.Get, "key", b"two")
+    assert codec.decode(said, cache.Get, PROTOBUF) == cache.Get(key="two")
+    assert [each.path for each in refused(unknown, cache.Get).errors] == ["key"]
+
+
+def test_the_contract_is_as_strict_as_in_the_other_formats() -> None:
+    for model, body in (
+        (cache.Set, {"key": "", "value": 1}),
+        (rag.Query, {"question": "x", "top_k": 51}),
+        (gateway.Generate, {"messages": [{"role": "nobody"}]}),
+    ):
+        found = [
+            [(each.path, each.message) for each in refused_in(kind, codec.encode_plain(body, kind, model), model)]
+            for kind in (MSGPACK, JSON, PROTOBUF)
+        ]
+        assert found[0] == found[1] == found[2] != []
+
+
+def refused_in(kind: str, data: bytes, model: type[Model]) -> list[FieldError]:
+    with pytest.raises(Fault) as caught:
+        codec.decode(data, model, kind)
+    return list(caught.value.errors)
+
+
+def test_without_the_contract_nothing_is_read_or_written() -> None:
+    for work in (lambda: codec.decode_plain(b"", PROTOBUF), lambda: codec.encode_plain({}, PROTOBUF)):
+        with pytest.raises(Fault) as caught:
+            work()
+        assert caught.value.code is Code.INVALID
+
+
+def test_what_the_wire_cannot_carry_is_invalid() -> None:
+    unfit: list[Any] = [
+        {"key": "\ud800"},
+        {"key": 1},
+        {"ttl_s": 2**70},
+        {"value": {"a": "\ud800"}},
+        {"bytes": "text"},
+        [],
+    ]
+    for wrong in unfit:
+        with pytest.raises(Fault) as caught:
+            codec.encode_plain(wrong, PROTOBUF, cache.Set)
+        assert caught.value.code is Code.INVALID
+
+
+def test_a_field_that_is_not_locked_yet_goes_behind_those_that_are() -> None:
+    message = shapes.message_of(Dog)
+    lock = {message.name: {"1": "reserved kind", "4": "optional string name", "5": "reserved colour"}}
+    assert fieldlock.numbers(message, lock) == {"kind": 6, "name": 4}
+    assert fieldlock.updated(lock, [message])[message.name] == {
+        "1": "reserved kind", "4": "optional string name", "5": "reserved colour", "6": "optional string kind",
+    }  # fmt: skip
+
+
+def test_who_never_meets_protobuf_does_not_load_it() -> None:
+    check = "import sys, codec, codec.messages; sys.exit('google.protobuf' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
