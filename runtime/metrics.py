@@ -30,19 +30,17 @@ _NOT_PLAIN = re.compile(r"[^a-zA-Z0-9_]")
 
 
 class Series:
-    """One line of a histogram: how many, how much, and how they are spread."""
+    """One line of a histogram: how they are spread, and how much they are together."""
 
-    __slots__ = ("_bounds", "buckets", "count", "total")
+    __slots__ = ("_bounds", "buckets", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.buckets = [0] * (len(bounds) + 1)
-        self.count = 0
         self.total = 0.0
 
     def add(self, value: float) -> None:
         self.buckets[bisect_left(self._bounds, value)] += 1
-        self.count += 1
         self.total += value
 
 

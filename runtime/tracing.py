@@ -90,21 +90,19 @@ class Sampler(Protocol):
 
 
 class Rate:
-    """A bucket of tokens: so many a second, and as many at once."""
+    """So many a second, and a second's worth at once: each moves the time from which a further one is too early."""
 
     every_hop = False
 
     def __init__(self, a_second: float) -> None:
-        self._a_second = self._left = a_second
-        self._at = time.monotonic()
+        self._apart_s = 1 / a_second
+        self._free_at = 0.0
 
     def __call__(self, trace_id: str = "") -> bool:
         now = time.monotonic()
-        self._left = min(self._a_second, self._left + (now - self._at) * self._a_second)
-        self._at = now
-        if self._left < 1:
+        if self._free_at - now > 1 - self._apart_s:
             return False
-        self._left -= 1
+        self._free_at = max(self._free_at, now) + self._apart_s
         return True
 
 

@@ -108,14 +108,15 @@ class Dispatcher:
         if not self._slots.offer(lambda: self._spawn(self._request(delivery, stop), stop, self._slots.release)):
             request_id = delivery.headers.get(names.REQUEST_ID) or new_id()
             answer(self._host.connection, delivery.reply, delivery.accept, BUSY, request_id, "")
-            self.stats.request(delivery.subject).ended(0.0, BUSY.fault)
+            self.stats.of_subject(delivery.subject).ended(0.0, BUSY.fault)
 
     async def _request(self, delivery: Delivery, stop: Cancellable) -> None:
-        began = time.perf_counter()
+        began, operation = time.perf_counter(), ""
         identity: Identity | None = None
         span: tracing.Span | None = None
         try:
             address = delivery.addressed()
+            operation = address.operation
             identity = delivery.identified(address.tenant)
             if address.operation not in self._handlers:
                 raise Fault(Code.NOT_FOUND, f"{self.worker.name} has no operation {address.operation}")
@@ -134,7 +135,8 @@ class Dispatcher:
         request_id = identity.request_id if identity else delivery.headers.get(names.REQUEST_ID) or new_id()
         correlation_id = identity.correlation_id if identity else ""
         said = answer(self._host.connection, delivery.reply, delivery.accept, outcome, request_id, correlation_id)
-        self.stats.request(delivery.subject).ended(time.perf_counter() - began, said)
+        tally = self.stats.requests.get(operation) or self.stats.of_subject(delivery.subject)
+        tally.ended(time.perf_counter() - began, said)
         if span is not None:
             span.end(None if said is None else said.code)
         if outcome.then is not None:

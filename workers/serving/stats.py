@@ -55,13 +55,13 @@ class Stats:
         self.operations = {
             name: Operation(Tally("request", component, name), Tally("job", component, name)) for name in operations
         }
-        self._requests = {name: each.requests for name, each in self.operations.items()}
+        self.requests = {name: each.requests for name, each in self.operations.items()}
         self._unknown = Tally("request", component, UNKNOWN)
 
-    def request(self, subject: str) -> Tally:
+    def of_subject(self, subject: str) -> Tally:
         """subject: the request's, readable or not: its last token says whose endpoint it came to. What names an
         operation that the component does not have is counted together, and is no endpoint's."""
-        return self._requests.get(subject.rpartition(".")[2], self._unknown)
+        return self.requests.get(subject.rpartition(".")[2], self._unknown)
 
     def job(self, operation: str) -> Tally | None:
         """None for what is no operation: an event that is delivered as a job, say."""
