@@ -77,7 +77,8 @@ class Client:
         FORBIDDEN (the contract is not among `calls`), INVALID (tenant, key, or a value that the wire cannot carry).
         """
         self._check(call)
-        began, request_id, trace = time.perf_counter(), new_id(), identity.traceparent or tracing.root_if_recording()
+        began, request_id = time.perf_counter(), new_id()
+        trace = identity.traceparent or tracing.root_if_recording(request_id)
         limit_s = identity.remaining_s(timeout_s or call.timeout_s)
         span = asking(call, identity, request_id, trace) if tracing.sampled(trace) else None
         block = self._first + _identity_lines(identity, request_id, limit_s, span.traceparent if span else trace)
@@ -215,7 +216,7 @@ class Client:
         if reply_to is not None and not _is_inbox(reply_to):
             raise Fault(Code.INVALID, f"{h.REPLY_TO} must be a subject below {INBOX}")
         began, job_id = time.perf_counter(), jobs.job_id(identity.tenant, call.name, key)
-        trace = identity.traceparent or tracing.root_if_recording()
+        trace = identity.traceparent or tracing.root_if_recording(new_id())
         span = submitting(call, identity, job_id, trace) if tracing.sampled(trace) else None
         given = {name: value for name, value in (headers or {}).items() if not name.lower().startswith("nats-")}
         given.update(identity.next_message(span.traceparent if span else trace).headers())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from codec import headers as h
 from runtime import metrics
-from runtime.identity import Identity
+from runtime.identity import Identity, new_id
 from runtime.metrics import Histogram, Series
 from runtime.tracing import Attribute, Kind, Span, begin, derived_id, root_if_recording, sampled
 from subjects import grammar
@@ -70,7 +70,7 @@ def emitting(event: AnyEvent, identity: Identity) -> Span | None:
 
 def answering(address: grammar.Address, identity: Identity) -> Span | None:
     """The span of a request, on the side that answers."""
-    trace = identity.traceparent or root_if_recording()
+    trace = identity.traceparent or root_if_recording(new_id())
     if not sampled(trace):
         return None
     destination = template(address.kind, address.component, address.operation)
@@ -83,7 +83,7 @@ def attempting(
     address: grammar.Address, identity: Identity, message_id: str, component: str, attempt: Attempt
 ) -> Span | None:
     """The span of one delivery of a job or event: a child of its producer, linked to the delivery before it."""
-    trace = identity.traceparent or root_if_recording(attempt.stored)
+    trace = identity.traceparent or root_if_recording(derived_id(attempt.stored, size=16))
     if not sampled(trace):
         return None
     destination = template(address.kind, address.component, address.operation)

@@ -202,16 +202,16 @@ def enter(span: Span | None) -> None:
     _current.set(span)
 
 
-def root(*parts: str) -> str:
-    """The start of a new trace, sampled or not; the same trace for the same words. Its span id only marks the start:
-    the first span has no parent."""
-    trace_id = derived_id(*parts, size=16) if parts else f"{random.getrandbits(128) or 1:032x}"
-    return _started(trace_id, trace_id[:16])
+def root(trace_id: str | None = None) -> str:
+    """The start of a new trace (with this random id, if one is at hand), sampled or not. Its span id only marks the
+    start: the first span has no parent."""
+    made = trace_id or f"{random.getrandbits(128) or 1:032x}"
+    return _started(made, made[:16])
 
 
-def root_if_recording(*parts: str) -> str | None:
+def root_if_recording(trace_id: str) -> str | None:
     """For a message that nobody gave a parent: whoever records begins its trace, whoever does not says nothing."""
-    return None if _recorder is None else root(*parts)
+    return None if _recorder is None else root(trace_id)
 
 
 def adopted(outside: str | None) -> str | None:

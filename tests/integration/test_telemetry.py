@@ -233,6 +233,7 @@ async def test_metrics_are_prometheus_text_and_no_tenant_or_made_up_name_is_a_la
         for sample in processed.samples
         if sample.name.endswith("_count")
         and sample.labels["faas_component"] == "lab"
+        and sample.labels["messaging_operation_name"] == "process request"
         and "error_type" not in sample.labels
     }
     assert counts["echo"] >= 53
