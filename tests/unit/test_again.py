@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import codec
 from cli import given
+from cli.main import app
 from codec import headers as h
 from subjects import gateway, grammar
 from subjects.contract import Code, Fault
@@ -124,6 +126,20 @@ def test_moments_ranges_and_changes_are_read_as_people_write_them() -> None:
     assert given.changes(["a=1", "b.c=word", "d=null", 'e="7"', "f=x=y"]) == {
         "a": 1, "b.c": "word", "d": None, "e": "7", "f": "x=y",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dlq", "purge", "--all"),  # nobody is there to confirm it
+        ("dlq", "purge"),
+        ("dlq", "redrive", "j1", "--all"),
+        ("replay", "-s", "rag.ingest"),
+        ("replay", "-s", "rag.ingest", "--seq", "7"),
+    ],
+)
+def test_what_is_not_said_in_full_is_not_done(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
 @pytest.mark.parametrize(

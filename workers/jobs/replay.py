@@ -82,7 +82,7 @@ class Replaying:
         self._sifter = Sifter(deps.connection, deps.inbox, ctx.identity, message, self.id)
         self._counts: Counts = defaultdict(lambda: defaultdict(int))
         self._named: list[contracts.ReplayedJob] = []
-        self._seen = 0
+        self._seen = self._left = self._unsent = 0
         self._next_at = 0.0
         self._held: dict[int, Job] = {}
 
@@ -171,13 +171,13 @@ class Replaying:
             page, _ = await self._sifter.read(planned[0].sequence, planned[-1].sequence)
             self._held = {each.sequence: job_of(self._ctx.tenant, each) for each in page if each.sequence in wanted}
         jobs = [self._held[each.sequence] for each in planned if each.sequence in self._held]
-        for start in range(0, len(jobs), IN_FLIGHT):
-            if self._message.rate is None:
-                await asyncio.gather(*map(self._send_one, jobs[start : start + IN_FLIGHT]))
-            else:
-                for job in jobs[start : start + IN_FLIGHT]:
-                    await self._pace(self._message.rate)
-                    await self._send_one(job)
+        at_once = IN_FLIGHT if self._message.rate is None else 1
+        for start in range(0, len(jobs), at_once):
+            if self._message.rate is not None:
+                await self._pace(self._message.rate)
+            await asyncio.gather(*map(self._send_one, jobs[start : start + at_once]))
+            self._unsent = max(0, len(jobs) - start - at_once)
+            await self._tell()
 
     async def _pace(self, rate: float) -> None:
         now = time.monotonic()
@@ -232,8 +232,15 @@ class Replaying:
                 self._seen += number
         for each in page.run[: contracts.MAX_NAMED - len(self._named)]:
             self._named.append(self._replayed(each))
-        sent = sum(counted["run"] for counted in self._counts.values())
-        await self._ctx.progress(self._seen, self._seen + page.left, "messages", f"{sent} to run")
+        self._left = page.left
+        if not self._message.dry_run:
+            self._unsent = len(page.run)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        run = sum(counted["run"] for counted in self._counts.values())
+        said = f"{run} to run" if self._message.dry_run else f"{run - self._unsent} sent"
+        await self._ctx.progress(self._seen - self._unsent, self._seen + self._left, "messages", said)
 
     def _replayed(self, each: Planned) -> contracts.ReplayedJob:
         own_id = each.job_id
