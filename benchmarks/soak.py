@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ QUIET_S = 12.0
 MAX_MB_MIN = 1.0
 SURE_MB_MIN = 0.5
 LONG_MINUTES = 10.0
+INTERRUPTED = 130
 FILLS = "nats-server"
 FILLS_MINUTES = streams.OUT_AGE_S / 60 + 1
 """It keeps OUT in memory, with an overhead a message that it does not tell: judged once as much leaves as comes."""
@@ -72,22 +74,20 @@ async def _measured(platform: Up, monitor_port: int, minutes: float, seed: int) 
         capacity = await load.closed(CAPACITY_S)
         rate = capacity * PART_OF_CAPACITY
         print(f"seed {seed}; capacity {capacity:.0f}/s; soaking at {rate:.0f}/s for {minutes:g} min", flush=True)
-        sampling = asyncio.create_task(watch.sample_for_ever(), name="watch")
-        await load.paced(WARM_UP_S, rate)
-        await asyncio.sleep(QUIET_S)
-        before, began = await watch.counts(), time.monotonic()
-        await load.paced(minutes * 60, rate)
-        slopes = watch.slopes(began)
-        if minutes > FILLS_MINUTES:
-            slopes[FILLS] = watch.slopes(began + FILLS_MINUTES * 60)[FILLS]
-        await asyncio.sleep(QUIET_S)
-        after = await watch.counts()
-        sampling.cancel()
-        await asyncio.wait([sampling])
+        async with asyncio.TaskGroup() as together:  # when nothing can be watched any more, the load ends too
+            sampling = together.create_task(watch.sample_for_ever(), name="watch")
+            await load.paced(WARM_UP_S, rate)
+            await asyncio.sleep(QUIET_S)
+            before, began = await watch.counts(), time.monotonic()
+            await load.paced(minutes * 60, rate)
+            slopes = watch.slopes(began)
+            if minutes > FILLS_MINUTES:
+                slopes[FILLS] = watch.slopes(began + FILLS_MINUTES * 60)[FILLS]
+            await asyncio.sleep(QUIET_S)
+            after = await watch.counts()
+            sampling.cancel()
         ended = await load.settled()
     good = [_told_memory(slopes, watch, minutes), _told_counts(before, after), await _told_law(platform, load, ended)]
-    if not sampling.cancelled():
-        sampling.result()  # it failed: nothing was watched
     await connection.close()
     return all(good)
 
@@ -149,12 +149,24 @@ async def _told_law(platform: Up, load: Load, ended: Counter[str]) -> bool:
     return holds
 
 
+async def _until_stopped(minutes: float, seed: int) -> bool:
+    """SIGINT and SIGTERM end the platform too, also where a shell lets them be ignored."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await soak(minutes, seed)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     given = parser.parse_args()
-    good = asyncio.run(soak(given.minutes, given.seed))
+    try:
+        good = asyncio.run(_until_stopped(given.minutes, given.seed))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     print("soak passed" if good else "soak FAILED")
     return 0 if good else 1
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from client import Chunk, ServiceClientManager, ServiceError
+from client import Chunk, CircuitOpen, ServiceClientManager, ServiceError
 from subjects import cache, jobs, rag
 from subjects.contract import Code
 
@@ -98,6 +98,7 @@ class Load:
             self.done[name] += 1
         except (ServiceError, TimeoutError) as error:
             code = error.code.value if isinstance(error, ServiceError) else "TIMEOUT"
+            code = "not sent, circuit open" if isinstance(error, CircuitOpen) else code
             self.failed[f"{name} {code}"] += 1
 
     # -- what is done -----

@@ -63,6 +63,7 @@ class Watch:
     monitor_port: int
     memory: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     held_mb: dict[str, float] = field(default_factory=dict)
+    processes: dict[str, int] = field(default_factory=dict)
 
     async def sample_for_ever(self) -> None:
         while True:
@@ -72,14 +73,16 @@ class Watch:
     async def sample(self) -> None:
         now = time.monotonic()
         await self._see_held()
-        found: defaultdict[str, float] = defaultdict(float)
+        found: defaultdict[str, list[float]] = defaultdict(list)
         for process in self.platform.tree():
             try:
                 info = process.memory_info()
-                found[group(process)] += (info.rss - info.shared) / MB
+                found[group(process)].append((info.rss - info.shared) / MB)
             except psutil.NoSuchProcess:
                 continue
-        for name, own_mb in found.items():
+        for name, each_mb in found.items():
+            # As many as at first: how many connections there are is counted elsewhere, and is not memory that grows.
+            own_mb = sum(each_mb) / len(each_mb) * self.processes.setdefault(name, len(each_mb))
             self.memory[name].append((now, own_mb - self.held_mb.get(name, 0.0)))
 
     def slopes(self, since: float) -> dict[str, Slope]:

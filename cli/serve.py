@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def workers(names: list[str]) -> None:
+    _lean_nats()
     from workers.serving import boot
 
     known = components()
@@ -38,11 +39,24 @@ def workers(names: list[str]) -> None:
 
 
 def bridge() -> None:
+    _lean_nats()
     from bridge import serve
 
     settings = session.load()
     configure(settings, "faas-bridge")
     _until_stopped(serve(settings))
+
+
+def _lean_nats() -> None:
+    """nats-py imports aiohttp where it finds it (litellm brings it along), for WebSockets, which we do not speak: 10 MB
+    and half a second in each process. It goes without when that cannot be imported."""
+    if "aiohttp" in sys.modules:
+        return
+    sys.modules["aiohttp"] = None  # type: ignore[assignment]
+    try:
+        import nats.aio.client  # noqa: F401
+    finally:
+        del sys.modules["aiohttp"]
 
 
 def _until_stopped(work: Coroutine[Any, Any, None]) -> None:

@@ -132,3 +132,15 @@ def test_proto_files_are_written_as_they_are_committed(tmp_path: Path) -> None:
     assert (tmp_path / "schema.json").read_text() == schemas.COMMITTED.read_text()
     with pytest.raises(typer.BadParameter):
         contracts.run("wsdl", None, update=False, release=False)
+
+
+def test_a_process_carries_no_websockets() -> None:
+    program = """
+import sys
+from cli import serve
+serve._lean_nats()
+import workers.serving.boot, bridge.app
+assert "aiohttp" not in sys.modules
+import aiohttp  # for who wants it
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=30)
