@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.settings import Settings
 
 CHECK_LIMIT_S = 5.0
+INSTANCES_ANSWER_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ async def _nats_checks(settings: Settings) -> list[Check]:
     try:
         async with session.connected(settings) as connection:
             checks.append(await _check("nats", lambda: _server(connection)))
+            checks.append(await _check("workers", lambda: _instances(connection)))
             names = [str(config.name) for config in streams.STREAMS] + [streams.FILES_STREAM]
             checks += [await _check(f"stream {name}", _stream(connection, name)) for name in names]
             for stream, consumer in await _consumers(connection):
@@ -111,6 +115,22 @@ async def _server(connection: Connection) -> str:
     await connection.flush()
     url = connection.connected_url  # its netloc would show the password
     return f"{url.hostname}:{url.port} {connection.connected_server_version}" if url else ""
+
+
+async def _instances(connection: Connection) -> str:
+    """How many processes serve each component, by the NATS service protocol. None is no failure: it may be meant so."""
+    found: Counter[str] = Counter()
+
+    def heard(_subject: bytes, _reply: bytes, data: bytes, _block: bytes | None) -> None:
+        if data:  # else the broker's word that nobody listens
+            found[str(json.loads(data)["name"])] += 1
+
+    inbox = connection.new_inbox()
+    subscription = await connection.listen(inbox, heard)
+    await connection.send("$SRV.PING", b"", inbox)
+    await asyncio.sleep(INSTANCES_ANSWER_S)
+    await subscription.unsubscribe()
+    return ", ".join(f"{name} {count}" for name, count in sorted(found.items())) or "none"
 
 
 def _stream(connection: Connection, name: str) -> Callable[[], Awaitable[str]]:

@@ -21,6 +21,7 @@ import pytest
 import pytest_asyncio
 
 from stack import territory
+from workers.serving import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 90.0
@@ -150,6 +151,8 @@ async def test_the_printed_token_opens_the_printed_url(up: Up) -> None:
 async def test_the_other_commands_find_it(up: Up) -> None:
     doctor = await asyncio.to_thread(faas, up, "doctor")
     assert doctor.returncode == 0, doctor.stdout
+    checks = {check["name"]: check["detail"] for check in json.loads(doctor.stdout)["checks"]}
+    assert checks["workers"] == ", ".join(f"{name} 1" for name in tables.names())
     assert "faas_owner:" not in doctor.stdout.replace("faas_owner:********", "")
     listed = await asyncio.to_thread(faas, up, "jobs", "ls")
     assert listed.returncode == 0, listed.stderr
