@@ -7,19 +7,18 @@ to bound, and recursion needs no care. Of a singular field said twice the last c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, EncodeError
 from pydantic import BaseModel
 
-from codec import fieldlock, reading, writing
-from codec.formats import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_KEYS, invalid
-from codec.shapes import Form, Map, Message, Repeated, Scalar, message_of
-from subjects.contract import Fault
+from codec import fieldlock
+from codec.formats import MAX_BYTES, MAX_DEPTH, invalid
+from codec.protofields import Budget, putter, taker
+from codec.shapes import Map, Message, Repeated, Scalar, message_of
 
 MESSAGE_ITEMS = 5  # what a message counts for beside its fields: reading it takes as long
 
@@ -31,24 +30,6 @@ _TYPES = {
 _KINDS: dict[type, tuple[str, ...]] = {
     bool: ("flag",), int: ("integer", "number"), float: ("number",), bytes: ("data",), list: ("list",), str: ("text",),
 }  # fmt: skip
-
-
-class Budget:
-    """How many items one message may still have."""
-
-    __slots__ = ("left",)
-
-    def __init__(self) -> None:
-        self.left = MAX_ITEMS
-
-    def spend(self, items: int) -> None:
-        self.left -= items
-        if self.left < 0:
-            raise ValueError(f"more than {MAX_ITEMS} items")
-
-
-Take = Callable[[Any, Budget, int], Any]  # what the parser gives -> plain; level: of the container that it stands in
-Put = Callable[[Any], Any]  # plain -> what the parser's class takes
 
 
 def read_protobuf(data: bytes, model: type[BaseModel]) -> dict[str, Any]:
@@ -77,8 +58,10 @@ class _Runtime:
         self._cls: Any = _class(message)
         self._parse: Callable[[bytes], Any] = self._cls.FromString
         by_name = self._cls.DESCRIPTOR.fields_by_name
-        self._takes = {by_name[field.name]: (field.name, _take(field.form, field.name)) for field in message.fields}
-        self._puts = [(field.name, _put(field.form)) for field in message.fields]
+        self._takes = {
+            by_name[field.name]: (field.name, taker(field.form, field.name, _runtime)) for field in message.fields
+        }
+        self._puts = [(field.name, putter(field.form, _runtime)) for field in message.fields]
 
     def write(self, value: Any) -> bytes:
         raise NotImplementedError
@@ -224,130 +207,6 @@ def _class(message: Message) -> Any:
 
 def _wire_type(form: Scalar | Message) -> Any:
     return _Proto.TYPE_BYTES if isinstance(form, Message) else _TYPES[form.type]
-
-
-# -- plain to bytes ---------------------------------------------------------------------------------------------------
-
-
-def _put(form: Form) -> Put | None:
-    """None = as it is."""
-    if isinstance(form, Repeated):
-        each = _put(form.item)
-        return None if each is None else partial(_put_list, each)
-    if isinstance(form, Map):
-        each = _put(form.value)
-        return None if each is None else partial(_put_map, each)
-    if isinstance(form, Message):
-        return lambda value: _runtime(form).write(value)
-    return {"as is": None, "text": _written_text, "json": _written_json}[form.written]
-
-
-def _put_list(each: Put, values: Any) -> list[Any]:
-    return [each(value) for value in values]
-
-
-def _put_map(each: Put, values: Any) -> dict[str, Any]:
-    return {key: each(value) for key, value in values.items()}
-
-
-def _written_text(value: Any) -> str:
-    text: str = value if type(value) is str else writing.as_text(value)
-    return text
-
-
-def _written_json(value: Any) -> str:
-    return writing.write_json(value).decode()
-
-
-# -- bytes to plain ---------------------------------------------------------------------------------------------------
-
-
-def _take(form: Form, name: str) -> Take | None:
-    """None = as it is."""
-    if isinstance(form, Repeated):
-        return _take_list(form.item, name)
-    if isinstance(form, Map):
-        return _take_map(form.value, name)
-    if isinstance(form, Message):
-        return lambda value, budget, level: _runtime(form).read(value, budget, level)
-    if form.written == "json":
-        return lambda value, budget, level: _read_json(value, name, budget, level)
-    if form.type == "string":
-        return _read_text
-    return _read_number if form.type == "double" else None
-
-
-def _take_list(item: Scalar | Message, name: str) -> Take:
-    each = None if isinstance(item, Message) else _take(item, name)
-
-    def messages(values: Any, budget: Budget, level: int) -> list[Any]:
-        budget.spend(len(values))
-        if level >= MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} levels")
-        assert isinstance(item, Message)
-        read = _runtime(item).read
-        return [read(value, budget, level + 1) for value in values]
-
-    def take(values: Any, budget: Budget, level: int) -> list[Any]:
-        budget.spend(len(values))
-        if level >= MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} levels")
-        if each is None:
-            return list(values)
-        return [each(value, budget, level + 1) for value in values]
-
-    def numbers(values: Any, budget: Budget, level: int) -> list[Any]:
-        budget.spend(len(values))
-        found = list(values)
-        if not math.isfinite(sum(found)) and not all(map(math.isfinite, found)):  # finite ones may sum up to infinity
-            raise ValueError("NaN or an infinity")
-        return found
-
-    if isinstance(item, Message):
-        return messages
-    return numbers if each is _read_number else take
-
-
-def _take_map(value: Scalar | Message, name: str) -> Take:
-    each = _take(value, name)
-
-    def take(values: Any, budget: Budget, level: int) -> dict[str, Any]:
-        budget.spend(len(values))
-        if len(values) > MAX_KEYS:
-            raise ValueError(f"more than {MAX_KEYS} keys in one map")
-        if level >= MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} levels")
-        found = {}
-        for key, inside in values.items():
-            _read_text(key, budget, level)
-            found[key] = inside if each is None else each(inside, budget, level + 1)
-        return found
-
-    return take
-
-
-def _read_text(value: str, _budget: Budget, _level: int) -> str:
-    if "\0" in value:
-        raise ValueError("a NUL character")
-    return value
-
-
-def _read_number(value: float, _budget: Budget, _level: int) -> float:
-    if not math.isfinite(value):
-        raise ValueError("NaN or an infinity")
-    return value
-
-
-def _read_json(value: str, name: str, budget: Budget, level: int) -> Any:
-    data = value.encode()
-    try:
-        found = reading.parse_json(data, MAX_DEPTH - level)
-    except Fault as fault:
-        raise ValueError(f"{name}: {fault.detail}") from fault
-    marks = data.count(b"[") + data.count(b"{") + data.count(b",")
-    # Marks are at least as many as items. Text may be full of them: then what was built is counted.
-    budget.spend(marks if marks <= budget.left else reading.check_plain(found))
-    return found
 
 
 def _reason(error: Exception) -> str:
