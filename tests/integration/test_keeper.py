@@ -6,7 +6,8 @@ import asyncio
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,9 @@ import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig, StreamInfo, StreamState
 
 from runtime import metrics, streams
+from runtime.client import Client
 from runtime.connection import Connection, connect
+from runtime.identity import Identity
 from runtime.settings import Settings
 from stack import Stack
 from store import sweep
@@ -28,8 +31,14 @@ from store.lag import LAG, Lag, behind
 from store.lost import Lost
 from store.sweep import Sweep, finished_below
 from subjects import grammar
+from tests.e2e.platform import until
+from tests.lab import contract as lab
+from tests.lab.fixtures import rows
+from tests.lab.worker import WORKER
+from workers.serving.boot import serving
 
 LOOKS, LOOK_EVERY_S = 200, 0.05
+WITHIN_S = 15.0
 REDRIVEN = {"Redrive": "2"}
 HEADERS = {"Content-Type": "application/json", "Nats-Msg-Id": "stripped"}
 
@@ -212,6 +221,45 @@ async def test_running_jobs_are_published_again_when_their_stream_was_made_anew(
     assert "Nats-Msg-Id" not in (message.headers or {})
 
 
+async def test_a_job_seen_running_is_done_once_although_its_stream_was_wiped(
+    lab_tables: None,
+    stack: Stack,
+    settings: Settings,
+    database: Database,
+    role: asyncpg.Connection[asyncpg.Record],
+    connection: Connection,
+    tenant: str,
+) -> None:
+    assert connection.connected_url is not None
+    own = settings.model_copy(update={"nats_url": connection.connected_url.geturl(), "shutdown_grace_s": 0})
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[None]:
+        opened = await connect(own, name="wiped")
+        async with serving([WORKER], own, opened):
+            yield
+        await opened.close()
+
+    def is_told(status: str) -> Callable[[], Awaitable[bool]]:
+        async def ask() -> bool:
+            return bool(await ids(database, tenant, f"SELECT 1 FROM jobs WHERE status = '{status}'"))  # noqa: S608
+
+        return ask
+
+    keeper = Sweep(connection)
+    await keeper.republish(role)
+    client, message = Client(connection, own, source="tests"), lab.Write(name="wiped", sleep_s=1)
+    async with worker():
+        await client.submit(lab.WRITE, message, identity=Identity.new(tenant))
+        await until(is_told("running"), WITHIN_S)
+        await connection.jetstream().delete_stream("JOBS")
+    await streams.ensure(connection, own)
+    await keeper.republish(role)
+    async with worker():
+        await until(is_told("succeeded"), WITHIN_S)
+    assert await rows(stack, tenant, "wiped") == 1
+
+
 async def add_job(database: Database, tenant: str, job_id: str, *, status: str, hours: int, cancel: bool) -> None:
     async with database.transaction(tenant) as tx:
         await tx.execute(
@@ -247,8 +295,8 @@ async def test_a_job_without_message_and_claim_is_ended_after_two_looks(
         await lost.end(role)
         assert await ids(database, tenant, unfinished) == {"kept", "redriven", "claimed", "young"}
     async with database.transaction(tenant) as tx:
-        rows = await tx.fetch("SELECT job_id, status, fault, body FROM jobs WHERE finished_at IS NOT NULL")
-    told = {row["job_id"]: (row["status"], row["fault"]["code"], row["body"]) for row in rows}
+        ended = await tx.fetch("SELECT job_id, status, fault, body FROM jobs WHERE finished_at IS NOT NULL")
+    told = {row["job_id"]: (row["status"], row["fault"]["code"], row["body"]) for row in ended}
     assert told == {"lost": ("failed", "INTERNAL", None), "lost-cancelled": ("cancelled", "CANCELLED", None)}
     for event in ("failed", "cancelled"):
         assert await stored(connection, "EVENTS", grammar.event(tenant, "jobs", event)) == 1
