@@ -35,6 +35,7 @@ def answering(method: str, route: str, identity: Identity) -> Span | None:
             "faas.correlation.id": identity.correlation_id,
             "faas.tenant.id": identity.tenant,
         },
+        tracestate=identity.tracestate,
     )
 
 

@@ -44,28 +44,30 @@ def asking(call: AnyCall, identity: Identity, request_id: str, trace: str | None
     """The span of a request, on the side that asks."""
     destination = template(grammar.REQUEST, call.component, call.operation)
     given = attributes("request", destination, identity.tenant, request_id, identity.correlation_id)
-    return begin(f"request {destination}", Kind.CLIENT, trace, given)
+    return begin(f"request {destination}", Kind.CLIENT, trace, given, tracestate=identity.tracestate)
 
 
 def passing_on(address: grammar.Address, headers: Mapping[str, str]) -> Span | None:
     """The same, of a request whose headers are made already."""
     destination = template(address.kind, address.component, address.operation)
     given = attributes("request", destination, address.tenant, headers.get(h.REQUEST_ID), headers.get(h.CORRELATION_ID))
-    return begin(f"request {destination}", Kind.CLIENT, headers.get(h.TRACEPARENT), given)
+    state = headers.get(h.TRACESTATE)
+    return begin(f"request {destination}", Kind.CLIENT, headers.get(h.TRACEPARENT), given, tracestate=state)
 
 
 def submitting(call: AnyCall, identity: Identity, job_id: str, trace: str | None) -> Span | None:
     """The span of putting a job into its stream; every attempt at the job is its child."""
     destination = template(grammar.JOB, call.component, call.operation)
     given = attributes("submit", destination, identity.tenant, job_id, identity.correlation_id)
-    return begin(f"submit {destination}", Kind.PRODUCER, trace, given)
+    return begin(f"submit {destination}", Kind.PRODUCER, trace, given, tracestate=identity.tracestate)
 
 
 def emitting(event: AnyEvent, identity: Identity) -> Span | None:
     """The span of an event that is made; it is published after the commit, by this process or by the keeper."""
     destination = template(grammar.EVENT, event.component, event.occurred)
     given = attributes("create", destination, identity.tenant, None, identity.correlation_id)
-    return begin(f"create {destination}", Kind.PRODUCER, identity.traceparent, given)
+    state = identity.tracestate
+    return begin(f"create {destination}", Kind.PRODUCER, identity.traceparent, given, tracestate=state)
 
 
 def answering(address: grammar.Address, identity: Identity) -> Span | None:
@@ -76,7 +78,7 @@ def answering(address: grammar.Address, identity: Identity) -> Span | None:
     destination = template(address.kind, address.component, address.operation)
     given = attributes("process", destination, identity.tenant, identity.request_id, identity.correlation_id)
     given["messaging.consumer.group.name"] = address.component
-    return begin(f"process {destination}", Kind.SERVER, trace, given)
+    return begin(f"process {destination}", Kind.SERVER, trace, given, tracestate=identity.tracestate)
 
 
 def attempting(
@@ -90,7 +92,8 @@ def attempting(
     given = attributes("process", destination, identity.tenant, message_id, identity.correlation_id)
     given["messaging.consumer.group.name"] = component
     given["faas.delivery"] = attempt.delivered
-    span = begin(f"process {destination}", Kind.CONSUMER, trace, given, span_id=attempt.span_id)
+    name, state = f"process {destination}", identity.tracestate
+    span = begin(name, Kind.CONSUMER, trace, given, span_id=attempt.span_id, tracestate=state)
     if span is not None and attempt.delivered > 1:
         span.links = (attempt.before.span_id,)
     return span

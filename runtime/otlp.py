@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from runtime import metrics, telemetry, tracing
+from runtime import metrics, sampling, telemetry, tracing
 from runtime.settings import Settings
 from runtime.tracing import DROPPED, Span
 
@@ -63,12 +63,12 @@ def _exports(signal: str) -> bool:
     return os.environ.get(f"OTEL_{signal}_EXPORTER", "otlp").strip().lower() != "none"
 
 
-def _sampler(settings: Settings) -> tracing.Sampler:
+def _sampler(settings: Settings) -> sampling.Sampler:
     try:
-        return tracing.sampler(settings.otel_traces_sampler, settings.otel_traces_sampler_arg)
+        return sampling.sampler(settings.otel_traces_sampler, settings.otel_traces_sampler_arg)
     except ValueError as error:  # telemetry stops nobody from starting
         _log.warning("sampler_not_known", detail=str(error)[:200])
-        return tracing.sampler()
+        return sampling.sampler()
 
 
 class Exporter:

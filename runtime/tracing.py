@@ -6,6 +6,7 @@ A span is recorded when a collector is configured and the trace is sampled; whoe
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
@@ -14,18 +15,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Protocol
 
 from runtime import metrics
+from runtime.sampling import Rate, Sampler
+from subjects.contract import Code, Fault
 
-TRACES_A_S = 50.0  # new traces of one process, if OTEL_TRACES_SAMPLER does not say otherwise
 SPANS_A_S = 2000.0  # of one process, whatever others have sampled: about a tenth of its CPU
 MAX_TRACESTATE_CHARS = 512
 MAX_ATTRIBUTE_CHARS = 256
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _ODD = frozenset("13579bdf")
-_LOW_64_BITS = 2**64 - 1
 
 DROPPED = metrics.Counter("faas.telemetry.dropped", "", "Spans that were not delivered, by reason.", ("reason",))
 
@@ -76,61 +76,9 @@ class Span:
             return
         self.end_ns = time.time_ns()
         if error:
-            self.error = self.attributes["error.type"] = error
+            self.error = self.attributes["error.type"] = str(error)
         if _recorder is not None:
             _recorder.sink(self)
-
-
-class Sampler(Protocol):
-    """Whether a trace that begins here is recorded. every_hop: asked for each span, whatever its parent says."""
-
-    every_hop: bool
-
-    def __call__(self, trace_id: str) -> bool: ...
-
-
-class Rate:
-    """So many a second, and a second's worth at once: each moves the time from which a further one is too early."""
-
-    every_hop = False
-
-    def __init__(self, a_second: float) -> None:
-        self._apart_s = 1 / a_second
-        self._free_at = 0.0
-
-    def __call__(self, trace_id: str = "") -> bool:
-        now = time.monotonic()
-        if self._free_at - now > 1 - self._apart_s:
-            return False
-        self._free_at = max(self._free_at, now) + self._apart_s
-        return True
-
-
-class Ratio:
-    """This part of all traces, the same ones in every process: by the low 64 bits of the trace id."""
-
-    def __init__(self, ratio: float, *, every_hop: bool) -> None:
-        self._below = round(min(max(ratio, 0.0), 1.0) * 2**64)
-        self.every_hop = every_hop
-
-    def __call__(self, trace_id: str) -> bool:
-        return int(trace_id, 16) & _LOW_64_BITS < self._below
-
-
-def sampler(name: str = "", argument: str = "") -> Sampler:
-    """By the names of OTEL_TRACES_SAMPLER; without one, TRACES_A_S. Raises ValueError on what it cannot be."""
-    plain = name.strip().lower().removeprefix("parentbased_")
-    every_hop = plain == name.strip().lower()
-    match plain:
-        case "":
-            return Rate(TRACES_A_S)
-        case "always_on":
-            return Ratio(1.0, every_hop=every_hop)
-        case "always_off":
-            return Ratio(0.0, every_hop=every_hop)
-        case "traceidratio":
-            return Ratio(float(argument) if argument.strip() else 1.0, every_hop=every_hop)
-    raise ValueError(f"OTEL_TRACES_SAMPLER cannot be {name!r}: use parentbased_traceidratio, always_on or always_off")
 
 
 class _Recorder:
@@ -175,6 +123,7 @@ def begin(
     attributes: Mapping[str, Attribute | None] | None = None,
     *,
     span_id: str | None = None,
+    tracestate: str | None = None,
 ) -> Span | None:
     """A child of traceparent; None when it is not recorded. Absent attributes (None) are left out, long ones cut."""
     if traceparent is None or not sampled(traceparent) or _recorder is None:
@@ -183,13 +132,38 @@ def begin(
         DROPPED.add("rate")
         return None
     kept = {name: _cut(value) for name, value in (attributes or {}).items() if value is not None}
-    return Span(name, kind, traceparent, kept, span_id)
+    span = Span(name, kind, traceparent, kept, span_id)
+    span.tracestate = tracestate
+    return span
 
 
 def within(name: str, kind: Kind, attributes: Mapping[str, Attribute | None] | None = None) -> Span | None:
     """A child of the span that is current in this task; None without one."""
     parent = _current.get()
     return None if parent is None else begin(name, kind, parent.traceparent, attributes)
+
+
+def error_of(failed: BaseException) -> str:
+    """What a span is told of an exception: the code of a Fault, a cancellation, an SQLSTATE, else its class."""
+    if isinstance(failed, Fault):
+        return failed.code.value
+    if isinstance(failed, asyncio.CancelledError):
+        return Code.CANCELLED.value
+    return str(getattr(failed, "sqlstate", None) or type(failed).__name__)
+
+
+@contextmanager
+def ending(span: Span | None) -> Iterator[None]:
+    """The block is what the span is about."""
+    if span is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException as failed:
+        span.end(error_of(failed))
+        raise
+    span.end()
 
 
 def current() -> Span | None:

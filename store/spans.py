@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 from runtime import metrics
-from runtime.tracing import Attribute, Kind, Span, begin, current, within
+from runtime.tracing import Attribute, Kind, Span, begin, current, ending, within
 from store import sql
 
 SYSTEM: dict[str, Attribute | None] = {"db.system.name": "postgresql"}
@@ -24,32 +22,14 @@ def transacting() -> Span | None:
 
 def statement(of: Span | None, text: str) -> AbstractContextManager[None]:
     """One statement of a transaction."""
-    return _ended(None if of is None else begin(*_named(sql.name_of(text), of.traceparent)))
+    return ending(None if of is None else begin(*_named(sql.name_of(text), of.traceparent)))
 
 
 def shared(name: str) -> AbstractContextManager[None]:
     """A named statement that does the work of several messages: each has its own span of it, from asking to answer."""
     parent = current()
-    return _ended(None if parent is None else begin(*_named(name, parent.traceparent)))
+    return ending(None if parent is None else begin(*_named(name, parent.traceparent)))
 
 
 def _named(name: str, parent: str) -> tuple[str, Kind, str, dict[str, Attribute | None]]:
     return name, Kind.CLIENT, parent, {**SYSTEM, "db.operation.name": name, "db.query.summary": name}
-
-
-@contextmanager
-def _ended(span: Span | None) -> Iterator[None]:
-    if span is None:
-        yield
-        return
-    error: str | None = None
-    try:
-        yield
-    except asyncio.CancelledError:
-        error = "CANCELLED"
-        raise
-    except Exception as failed:
-        error = getattr(failed, "sqlstate", None) or type(failed).__name__
-        raise
-    finally:
-        span.end(error)

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime import metrics, otlp, tracing
+from runtime import metrics, otlp, sampling, tracing
 from runtime.client import Client
 from runtime.connection import Connection
 from runtime.identity import Identity
@@ -171,27 +171,27 @@ def kept() -> list[tracing.Span]:
 
 
 def test_new_traces_are_recorded_up_to_a_rate(kept: list[tracing.Span]) -> None:
-    with tracing.recording(kept.append, tracing.sampler()):
+    with tracing.recording(kept.append, sampling.sampler()):
         began = time.monotonic()
         sampled = sum(tracing.sampled(Identity.new("acme").traceparent) for _ in range(2000))
-        most = tracing.TRACES_A_S * (1 + time.monotonic() - began) + 1
-    assert tracing.TRACES_A_S <= sampled <= most
+        most = sampling.TRACES_A_S * (1 + time.monotonic() - began) + 1
+    assert sampling.TRACES_A_S <= sampled <= most
 
 
 def test_an_outsiders_flag_forces_nothing_and_its_trace_goes_on(kept: list[tracing.Span]) -> None:
     outside = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
     assert tracing.adopted(f"{outside}-01") == f"{outside}-00"  # where nothing is recorded
-    with tracing.recording(kept.append, tracing.sampler()):
+    with tracing.recording(kept.append, sampling.sampler()):
         given = [tracing.adopted(f"{outside}-01") for _ in range(1000)]
         assert tracing.adopted(f"{outside}-00") == f"{outside}-00"
     assert {each and each[:-3] for each in given} == {outside}
     assert given[0] == f"{outside}-01"
-    assert sum(tracing.sampled(each) or each == f"{outside}-01" for each in given) < 4 * tracing.TRACES_A_S
+    assert sum(tracing.sampled(each) or each == f"{outside}-01" for each in given) < 4 * sampling.TRACES_A_S
 
 
 def test_a_trace_that_our_bus_sampled_is_recorded_up_to_the_rate_of_spans(kept: list[tracing.Span]) -> None:
     before = dropped()
-    with tracing.recording(kept.append, tracing.sampler("parentbased_always_off")):
+    with tracing.recording(kept.append, sampling.sampler("parentbased_always_off")):
         assert not tracing.sampled(Identity.new("acme").traceparent)
         record(10_000)
     assert tracing.SPANS_A_S <= len(kept) < 2 * tracing.SPANS_A_S
@@ -200,15 +200,15 @@ def test_a_trace_that_our_bus_sampled_is_recorded_up_to_the_rate_of_spans(kept: 
 
 def test_the_standard_samplers_mean_what_they_say(kept: list[tracing.Span]) -> None:
     def share(name: str, argument: str = "") -> float:
-        with tracing.recording(kept.append, tracing.sampler(name, argument)):
+        with tracing.recording(kept.append, sampling.sampler(name, argument)):
             return sum(tracing.sampled(tracing.root()) for _ in range(2000)) / 2000
 
     assert (share("always_on"), share("always_off"), share("parentbased_always_on")) == (1.0, 0.0, 1.0)
     assert 0.2 < share("parentbased_traceidratio", "0.25") < 0.3
     with pytest.raises(ValueError, match="OTEL_TRACES_SAMPLER"):
-        tracing.sampler("jaeger_remote")
+        sampling.sampler("jaeger_remote")
     with pytest.raises(ValueError, match="float"):
-        tracing.sampler("traceidratio", "half")
+        sampling.sampler("traceidratio", "half")
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------

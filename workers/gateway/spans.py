@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from runtime import metrics
-from runtime.tracing import Attribute, Kind, within
-from subjects.contract import Fault
+from runtime.tracing import Attribute, Kind, error_of, within
 from subjects.gateway import Usage
 from workers.gateway.targets.target import Target
 
@@ -50,7 +49,7 @@ def asking(operation: str, target: Target) -> Iterator[Asked]:
     try:
         yield asked
     except BaseException as failed:
-        error = failed.code.value if isinstance(failed, Fault) else "CANCELLED"
+        error = error_of(failed)
         raise
     finally:
         labels = (operation, target.provider, _model(target.name, answered=not error))

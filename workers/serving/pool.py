@@ -18,7 +18,7 @@ import msgpack  # type: ignore[import-untyped]
 import structlog
 
 from runtime import metrics
-from runtime.tracing import Kind, within
+from runtime.tracing import Kind, ending, error_of, within
 from subjects.contract import Code, Fault
 from workers.serving.pool_child import HEAD
 
@@ -56,17 +56,15 @@ log = structlog.get_logger("pool")
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    span = within(f"pool {name}", Kind.INTERNAL, {"code.function.name": name})
     began, error = time.perf_counter(), ""
     try:
-        yield
+        with ending(within(f"pool {name}", Kind.INTERNAL, {"code.function.name": name})):
+            yield
     except BaseException as failed:
-        error = failed.code.value if isinstance(failed, Fault) else "CANCELLED"
+        error = error_of(failed)
         raise
     finally:
         DURATION.series(name, error).add(time.perf_counter() - began)
-        if span is not None:
-            span.end(error)
 
 
 class Pool:
