@@ -1,7 +1,7 @@
 """A client that has nothing of ours: google.protobuf, nats-py, and what protoc made of the .proto files.
 
 Run in a process of its own, in the folder of the generated modules. Speaks as NATS_URL, BRIDGE_URL, TENANT and TOKEN
-say; prints what it was told as JSON, by way in.
+say (and MODEL, which answers); prints what it was told as JSON, by way in.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def conversation(ask: Ask, name: str) -> dict[str, Any]:
     document = rag.Ingest(text=text, source_id="mill", metadata=json.dumps({"by": "protoc"}))
     ingested = await ask("rag.ingest", document, rag.Ingested)
     found = await ask("rag.search", rag.Search(query="mill wheels"), rag.SearchResult)
-    question = rag.Query(question="How many wheels does the mill of Tarn have?")
+    question = rag.Query(question="How many wheels does the mill of Tarn have?", model=os.environ["MODEL"])
     answer = await ask("rag.query", question, rag.Answer)
     missing = await ask("rag.get_document", rag.GetDocument(document_id="none"), rag.Document)
     wrong = await ask("cache.set", cache.Set(value="1"), cache.SetResult)

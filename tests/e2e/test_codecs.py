@@ -22,6 +22,7 @@ from subjects.contract import AnyCall, Code, Model
 from tests.e2e.platform import Running
 
 LIMIT_S = 60
+MODEL = "openai/ok"  # the scripted upstream: not a second of this machine for words that nobody reads
 QUESTION = "How many wheels does the mill of Tarn have?"
 TEXT = "The mill of Tarn has 417 wheels. It stands by the river."
 Ask = Callable[[AnyCall, Model], Awaitable[Model]]
@@ -77,7 +78,7 @@ async def conversation(ask: Ask) -> list[Any]:
         await ask(cache.GET_MANY, cache.GetMany(keys=["two", "none"])),
         await ask(rag.INGEST, document),
         await ask(rag.SEARCH, rag.Search(query="mill wheels", filters={"n": 1}, cache="off")),
-        await ask(rag.QUERY, rag.Query(question=QUESTION)),
+        await ask(rag.QUERY, rag.Query(question=QUESTION, model=MODEL)),
         await ask(rag.GET_DOCUMENT, rag.GetDocument(document_id="none")),
         await ask(cache.INVALIDATE, cache.Invalidate.model_construct(tag="a", all=True)),
     ]
@@ -114,6 +115,7 @@ async def test_the_proto_files_alone_are_enough_for_a_client(running: Running, t
             NATS_URL=running.platform.stack.nats_url,
             BRIDGE_URL=running.bridges[1].url,
             TENANT=tenant,
+            MODEL=MODEL,
             TOKEN=sign(running.platform.settings(), tenant),
         )
     )
