@@ -33,7 +33,6 @@ from tests.lab.worker import WORKER
 from workers.serving import Worker, discovery, tables
 from workers.serving.boot import serving
 from workers.serving.discovery import semantic, service
-from workers.serving.route import Serve
 from workers.serving.settle import MAX_REPLY_BYTES
 from workers.serving.stats import Stats
 
@@ -53,12 +52,10 @@ async def instance(settings: Settings, *workers: Worker) -> AsyncIterator[Connec
     await own.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def everything(settings: Settings) -> AsyncIterator[list[Worker]]:
+@pytest.fixture
+def everything(served: object) -> list[Worker]:
     """Every component that there is, served."""
-    found = [tables.load(name) for name in tables.names()]
-    async with instance(settings, *found):
-        yield found
+    return [tables.load(name) for name in tables.names()]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -69,13 +66,13 @@ async def outside(settings: Settings) -> AsyncIterator[StockClient]:
     await opened.close()
 
 
-async def asked(outside: StockClient, subject: str, read: Callable[[dict[str, Any]], T]) -> list[T]:
-    """What everybody answers."""
+async def asked(outside: StockClient, subject: str, read: Callable[[dict[str, Any]], T], most: int = 100) -> list[T]:
+    """What everybody answers, or the first that do."""
     inbox = outside.new_inbox()
     answers = await outside.subscribe(inbox)
     await outside.publish(subject, b"", reply=inbox)
     found: list[T] = []
-    while True:
+    while len(found) < most:
         try:
             msg = await answers.next_msg(timeout=QUIET_S if found else WITHIN_S)
         except TimeoutError:
@@ -88,7 +85,7 @@ async def asked(outside: StockClient, subject: str, read: Callable[[dict[str, An
 
 
 async def counted(outside: StockClient, name: str) -> dict[str, EndpointStats]:
-    [stats] = await asked(outside, f"$SRV.STATS.{name}", ServiceStats.from_dict)
+    [stats] = await asked(outside, f"$SRV.STATS.{name}", ServiceStats.from_dict, 1)
     return {each.name: each for each in stats.endpoints}
 
 
@@ -125,10 +122,10 @@ async def test_every_component_is_listed_with_its_endpoints_and_schemas(
 @pytest.mark.parametrize("verb", ["PING", "INFO", "STATS"])
 async def test_each_is_asked_by_name_and_by_id(everything: list[Worker], outside: StockClient, verb: str) -> None:
     everybody = await asked(outside, f"$SRV.{verb}", dict)
-    for each in everybody:
-        assert each["type"] == f"io.nats.micro.v1.{verb.lower()}_response"
-        by_id = await asked(outside, f"$SRV.{verb}.{each['name']}.{each['id']}", dict)
-        assert [(found["name"], found["id"]) for found in by_id] == [(each["name"], each["id"])]
+    assert {each["type"] for each in everybody} == {f"io.nats.micro.v1.{verb.lower()}_response"}
+    addresses = [(each["name"], each["id"]) for each in everybody]
+    by_id = await asyncio.gather(*(asked(outside, f"$SRV.{verb}.{name}.{ident}", dict) for name, ident in addresses))
+    assert [[(each["name"], each["id"]) for each in found] for found in by_id] == [[address] for address in addresses]
     assert await asked(outside, f"$SRV.{verb}.{NOBODY}", dict) == []
     [cache] = await asked(outside, f"$SRV.{verb}.cache", dict)
     assert cache["name"] == "cache"
@@ -159,8 +156,8 @@ async def test_refused_requests_are_counted_for_every_operation(
             assert await ask(connection, call, tenant, b"\x80", X_Tenant_ID="somebody") == Code.FORBIDDEN
         assert await ask(connection, Call(worker.name, "none", *_EMPTY), tenant, b"\x80") == Code.NOT_FOUND
         for name, after in (await counted(outside, worker.name)).items():
-            sent = after.num_requests - before[name].num_requests, after.num_errors - before[name].num_errors
-            assert sent == (4, 4), (worker.name, name)
+            assert after.num_errors - before[name].num_errors == 4, (worker.name, name)
+            assert after.num_requests - before[name].num_requests >= 4  # what other tests left behind may ask as well
             assert str(after.last_error).startswith("FORBIDDEN: ")
             assert "canary" not in str(after.last_error)
             assert after.average_processing_time == after.processing_time // after.num_requests
@@ -260,13 +257,14 @@ async def test_a_flood_of_questions_is_not_answered_for_ever_and_starves_nobody(
 
 
 def test_an_info_that_does_not_fit_goes_without_its_schemas() -> None:
-    many = [Serve(Call("lab", f"op-{n}", lab.Write, lab.Written), WORKER.serves[0].handler) for n in range(900)]
-    worker = Worker("lab", WORKER.lifespan, many)
-    said = service(worker, Stats("lab", []), version="0.1.0", process="p")
-    assert len(said.info) < MAX_REPLY_BYTES
-    info = ServiceInfo.from_dict(json.loads(said.info))
-    assert len(info.endpoints) == 900
-    assert "faas contracts" in (info.endpoints[0].metadata or {})["schemas"]
+    def made(most_bytes: int) -> bytes:
+        return service(WORKER, Stats("lab", []), version="0.1.0", process="p", most_bytes=most_bytes).info
+
+    whole = made(MAX_REPLY_BYTES)
+    assert "input_schema" in (ServiceInfo.from_dict(json.loads(made(len(whole)))).endpoints[0].metadata or {})
+    cut = ServiceInfo.from_dict(json.loads(made(len(whole) - 1)))
+    assert {each.name for each in cut.endpoints} == {each.call.operation for each in WORKER.serves}
+    assert "faas contracts" in (cut.endpoints[0].metadata or {})["schemas"]
 
 
 @pytest.mark.parametrize(
