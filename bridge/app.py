@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from bridge import auth
-from bridge import openapi as openapi_document
 from bridge.auth import Door
 from bridge.context import Bridge
+from bridge.documents import Documents
 from bridge.exchange import Exchange, Gone, Receive, Scope, Send, SlowBody
-from bridge.probes import Document, HttpCounts, Probe, as_json, checks
+from bridge.probes import HttpCounts, Probe, checks
 from bridge.routes import operations
 from bridge.spans import answered, answering
 from bridge.table import Route, Table
@@ -31,16 +30,6 @@ NO_ROUTE = "(no route)"
 
 _log = telemetry.get_logger(__name__)
 
-DOCS = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Motadata FaaS</title>
-<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css"></head><body>
-<div id="ui"></div><script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui"})</script></body></html>"""
-
-
-def openapi(settings: Settings) -> dict[str, Any]:
-    """The OpenAPI document of this platform."""
-    return openapi_document.document(settings, load())
-
 
 class Application:
     """One process's HTTP face."""
@@ -49,10 +38,8 @@ class Application:
         self._door = door
         self._counts = HttpCounts()
         probe = Probe(probes, self._counts)
-        contract = Document(as_json(openapi_document.document(bridge.settings, contracts)), "application/json")
         open_to_all = [Route("GET", path, probe, public=True) for path in PROBE_PATHS]
-        open_to_all.append(Route("GET", "/openapi.json", contract, public=True))
-        open_to_all.append(Route("GET", "/docs", Document(DOCS, "text/html; charset=utf-8"), public=True))
+        open_to_all += Documents(bridge.settings, contracts).routes()
         self._table = Table(open_to_all + operations(bridge, contracts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,152 +1,261 @@
-"""The OpenAPI document, made from the registry: every public operation with its real schemas."""
+"""The OpenAPI document, made from the registry: every public operation and route, with its real schemas."""
 
 from __future__ import annotations
 
+import copy
+import importlib
 import re
-from typing import Any
+from collections.abc import Iterable
 
-from pydantic.json_schema import models_json_schema
-
-from codec.problem import PROBLEM_JSON, Problem
+from bridge import described
+from bridge.arguments import ANYTHING, kind_of
+from bridge.described import EVENTS, EVERYWHERE, Json, formats, headers, parameters, problems
+from bridge.exchange import BODILESS
+from bridge.fixed import fixed_paths
+from codec import headers as h
+from codec.problem import Problem
+from codec.protos import named
+from codec.schemas import Schemas
 from runtime.settings import Settings
-from subjects import jobs
-from subjects.contract import HTTP_STATUS, AnyCall, Model
-from subjects.ingestion import Uploaded
+from subjects import ingestion, jobs
+from subjects.contract import AnyCall, Model
 from subjects.registry import Registry
 
 REF = "#/components/schemas/{model}"
-_PARAMETER = re.compile(r"{([a-z_]+)}")
-_FAULTS = sorted(set(HTTP_STATUS.values()) - {499})
-_HEADERS = {
-    "Idempotency-Key": "same key = the same effect and the same answer, for 8 days",
-    "Request-Timeout": "seconds",
-    "X-Correlation-ID": "carried through every call, job, event and log line; made if absent",
-    "X-Request-ID": "echoed; made if absent",
-    "X-Tenant-ID": "must be the token's tenant",
-}
+VERSION = "3.1.0"
+SECURITY = "token"
+_PARAMETER = re.compile(r"{([a-z0-9_]+)}")
 
-Json = dict[str, Any]
+ABOUT = """Every operation answers `POST /api/v1/<component>/<operation>`; resources answer by path as well.
+
+**Formats.** JSON, msgpack and protobuf (messages in schemas/proto): `Content-Type` says what is sent, `Accept` what is
+wanted back; absent = as the request, a request without one is JSON. Bytes are base64 text in JSON. A body is at most
+1 MiB, 32 levels and 100,000 items. Unknown fields of a body are ignored.
+
+**Paths and queries.** A path parameter fills the field of its name; another value in the body is 400. GET and DELETE:
+query names are field names, a list repeats its name, numbers and true/false are written as in JSON, and whatever else
+(an object, a list of lists) is JSON text; an unknown or repeated name is 400. A path is taken as it is: an empty
+segment, `.` and `..` name nothing, `%2F` is a character and no border. HEAD answers like GET without the body (not for
+event streams), OPTIONS with 204 and `Allow`, any other method with 405 and `Allow`.
+
+**Lists** answer `{items, next_cursor}`; the cursor goes into the next request as it is; null = that was the last page.
+
+**Failures** are problem documents (RFC 9457). `code` is one of a closed list, `retryable` says whether the same request
+may succeed later.
+
+**Jobs.** `Prefer: respond-async` makes a durable job of any operation that says so; long ones are jobs by default.
+
+**Streams.** `Accept: text/event-stream` on any operation answers with events: `chunk` for each piece, `restart` when
+another attempt begins (what came is void), then either `done` with the whole answer or `error` with a problem. The
+event's id goes into `Last-Event-ID` to join again at /api/v1/outputs/{output_id}.
+"""
 
 
 def document(settings: Settings, registry: Registry) -> Json:
     """OpenAPI 3.1."""
     calls = [call for call in registry.calls.values() if call.public]
-    models = _models(calls)
-    refs, schemas = models_json_schema([(model, "validation") for model in models], ref_template=REF, by_alias=True)
-    schema_of = {model: refs[model, "validation"] for model in models}
-    paths: Json = {}
+    written: set[type[Model]] = {Problem, jobs.Submitted, jobs.Progress, ingestion.Uploaded}
+    written |= {model for call in calls for model in (call.output, call.chunk) if model is not None}
+    schemas = Schemas({call.input for call in calls}, written, ref=REF)
+    definitions = dict(schemas.definitions)
+    paths = fixed_paths(schemas)
     for call in calls:
-        paths.setdefault(call.path, {})["post"] = _operation(call, schema_of, call.operation)
+        _add(paths, call.path, "post", Operation(call, schemas, definitions).made("post", call.path))
         for route in call.http:
-            method, path = route.split(" ", 1)
-            paths.setdefault(path, {})[method.lower()] = _resource(call, schema_of, method, path)
-    paths |= _streams(schema_of)
+            method, _, path = route.partition(" ")
+            _add(paths, path, method.lower(), Operation(call, schemas, definitions).made(method.lower(), path))
     return {
-        "openapi": "3.1.0",
-        "info": {"title": "Motadata FaaS", "version": settings.service_version},
-        "security": [{"token": []}],
+        "openapi": VERSION,
+        "info": {
+            "title": "Motadata FaaS",
+            "version": settings.service_version,
+            "description": ABOUT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{SECURITY: []}],
+        "tags": [{"name": name, "description": _about(name)} for name in _tags(calls)],
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": schemas.get("$defs", {}),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "schemas": dict(sorted(definitions.items())),
+            "responses": described.shared_responses(schemas.written(Problem)),
+            "parameters": described.shared_parameters(),
+            "headers": described.HEADERS,
+            "securitySchemes": {
+                SECURITY: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "Claims `tenant_id`, `sub` and `scope` (`<component>.<operation>`, `<component>.*` "
+                    "or `*`). Each operation names its scope.",
+                }
+            },
         },
     }
 
 
-def _models(calls: list[AnyCall]) -> list[type[Model]]:
-    found: dict[type[Model], None] = {Problem: None, jobs.Submitted: None, Uploaded: None}
-    for call in calls:
-        for model in (call.input, call.output, call.chunk):
-            if model is not None:
-                found[model] = None
-    return list(found)
+def _add(paths: Json, path: str, method: str, operation: Json) -> None:
+    methods = paths.setdefault(path, {})
+    if method in methods:
+        raise ValueError(f"{method} {path}: two operations have this route")
+    methods[method] = operation
 
 
-def _operation(call: AnyCall, schema_of: dict[type[Model], Json], name: str) -> Json:
-    made: Json = {
-        "operationId": f"{call.component}_{name}",
-        "tags": [call.component],
-        "summary": call.summary or name.replace("_", " ").capitalize(),
-        "description": f"Scope: `{call.scope}`. At most {call.timeout_s:g} s.",
-        "parameters": [_header(each) for each in _HEADERS] + ([_header("Prefer")] if call.job else []),
-        "requestBody": {"required": True, "content": _both(schema_of[call.input])},
-        "responses": _responses(call, schema_of),
-    }
-    return made
+def _tags(calls: Iterable[AnyCall]) -> list[str]:
+    return [*sorted({call.component for call in calls} | {"outputs"}), "platform"]
 
 
-def _resource(call: AnyCall, schema_of: dict[type[Model], Json], method: str, path: str) -> Json:
-    made = _operation(call, schema_of, f"{method.lower()}_{call.operation}")
-    in_path = _PARAMETER.findall(path)
-    properties = call.input.model_json_schema(ref_template=REF).get("properties", {})
-    made["parameters"] += [
-        {"name": name, "in": "path", "required": True, "schema": properties.get(name, {"type": "string"})}
-        for name in in_path
-    ]
-    if method in ("GET", "DELETE"):
-        del made["requestBody"]
-        made["parameters"] += [
-            {"name": name, "in": "query", "required": field.is_required(), "schema": properties[name]}
-            for name, field in call.input.model_fields.items()
-            if name not in in_path
-        ]
-    return made
+def _about(component: str) -> str:
+    """What the contract's file says of itself."""
+    told = {"outputs": "Streams of pieces, joined again.", "platform": "Probes and documents, without a token."}
+    if component in told:
+        return told[component]
+    try:
+        doc = importlib.import_module(f"subjects.{component}").__doc__ or ""
+    except ImportError:  # a contract of a program that embeds the bridge
+        return ""
+    first = doc.strip().partition("\n")[0].partition(": ")[2]
+    return first[:1].upper() + first[1:]
 
 
-def _responses(call: AnyCall, schema_of: dict[type[Model], Json]) -> Json:
-    answers: Json = {"200": {"description": "The answer", "content": _both(schema_of[call.output])}}
-    if call.chunk is not None:
-        # An event's data is a chunk; the last one's the whole answer.
-        answers["200"]["content"]["text/event-stream"] = {
-            "schema": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema_of[call.chunk]}
+class Operation:
+    """Describes one contract at its routes."""
+
+    def __init__(self, call: AnyCall, schemas: Schemas, definitions: Json) -> None:
+        self._call = call
+        self._schemas = schemas
+        self._definitions = definitions
+
+    def made(self, method: str, path: str) -> Json:
+        """The Operation Object of a route. method in lower case, as the document has it."""
+        call, in_path = self._call, _PARAMETER.findall(path)
+        with_body = method.upper() not in BODILESS
+        return {
+            "operationId": self._ident(method, path, in_path),
+            "tags": [call.component],
+            "summary": call.summary or call.operation.replace("_", " ").capitalize(),
+            "description": self._description(),
+            "security": [{SECURITY: [call.scope]}],
+            "parameters": self._parameters(in_path, with_body=with_body),
+            **({"requestBody": self._body(in_path)} if with_body else {}),
+            "responses": self._answers()
+            | problems(described.faults_of(call, in_path=bool(in_path)), with_body=with_body),
         }
-    if call.job:
-        answers["202"] = {"description": "Accepted as a job", "content": _both(schema_of[jobs.Submitted])}
-    return answers | _problems(schema_of)
+
+    def _ident(self, method: str, path: str, in_path: list[str]) -> str:
+        call = self._call
+        if path == call.path and method == "post":
+            return f"{call.component}_{call.operation}"
+        return "_".join([call.component, method, call.operation, *(["by", *in_path] if in_path else [])])
+
+    def _description(self) -> str:
+        call = self._call
+        said = [_doc(call.input), f"Scope `{call.scope}`. At most {call.timeout_s:g} s"]
+        said[-1] += f", as a job {call.job_timeout_s:g} s." if call.job else "."
+        if call.long:
+            said.append("Answers 202 with a job unless `Prefer: wait` lets it end first.")
+        elif call.job:
+            said.append("`Prefer: respond-async` makes it a job.")
+        return "\n\n".join(part for part in said if part)
+
+    def _parameters(self, in_path: list[str], *, with_body: bool) -> list[Json]:
+        call = self._call
+        names = [*([h.IDEMPOTENCY_KEY] if call.mutates or call.job else []), *([h.PREFER] if call.job else [])]
+        made = parameters(*names, *EVERYWHERE)
+        fields = self._definitions[_name(self._schemas.read(call.input))].get("properties", {})
+        model: type[Model] = call.input
+        for name, field in model.model_fields.items():
+            if name in in_path:
+                made.append(self._parameter(name, fields[name], "path", required=True))
+            elif not with_body:
+                made.append(self._parameter(name, fields[name], "query", required=field.is_required()))
+        return made
+
+    def _parameter(self, name: str, schema: Json, where: str, *, required: bool) -> Json:
+        made: Json = {"name": name, "in": where, "required": required}
+        schema = _said(schema)
+        if "description" in schema:
+            made["description"] = schema.pop("description")
+        model: type[Model] = self._call.input
+        kind, repeated = kind_of(model, name)
+        if kind == ANYTHING:
+            made["content"] = {"application/json": {"schema": schema}}
+        else:
+            made["schema"] = schema
+        if repeated:
+            made |= {"style": "form", "explode": True}
+        example = (self._call.example or {}).get(name)
+        if example is not None:
+            made["example"] = example
+        return made
+
+    def _body(self, in_path: list[str]) -> Json:
+        call = self._call
+        schema, example = self._schemas.read(call.input), call.example
+        if in_path:
+            schema = self._without(_name(schema), in_path)
+            example = None if example is None else {k: v for k, v in example.items() if k not in in_path}
+        return {"required": True, "content": formats(schema, named(call.input), example)}
+
+    def _without(self, name: str, in_path: list[str]) -> Json:
+        """The body of a resource: the path says these fields, and they need not be said again."""
+        own = f"{name}.at.{'.'.join(in_path)}"
+        made = copy.deepcopy(self._definitions[name])
+        for each in in_path:
+            made["properties"].pop(each)
+        made["required"] = [each for each in made.get("required", []) if each not in in_path]
+        if not made["required"]:
+            del made["required"]
+        self._definitions[own] = made
+        return {"$ref": REF.format(model=own)}
+
+    def _answers(self) -> Json:
+        call, schemas = self._call, self._schemas
+        whole = schemas.written(call.output)
+        content = formats(whole, named(call.output), call.example_reply)
+        chunk = None if call.chunk is None else schemas.written(call.chunk)
+        content[EVENTS] = event_stream(schemas, chunk, whole)
+        answers: Json = {"200": {"description": "The answer", "headers": headers(), "content": content}}
+        if call.job:
+            waited = {h.LOCATION: {**described.HEADERS[h.LOCATION], "required": False, "description": "If it is a job"}}
+            answers["200"]["headers"] |= waited | {
+                h.PREFERENCE_APPLIED: {"$ref": f"#/components/headers/{h.PREFERENCE_APPLIED}"}
+            }
+            accepted = {"job_id": "j2ab", "status": "queued", "duplicate": False}
+            answers["202"] = {
+                "description": "Accepted as a job; `duplicate`: it was known already",
+                "headers": headers(h.LOCATION, h.PREFERENCE_APPLIED),
+                "content": formats(schemas.written(jobs.Submitted), named(jobs.Submitted), accepted),
+            }
+        return answers
 
 
-def _problems(schema_of: dict[type[Model], Json]) -> Json:
-    content = {PROBLEM_JSON: {"schema": schema_of[Problem]}, "application/msgpack": {"schema": schema_of[Problem]}}
-    return {str(status): {"description": "A problem document", "content": content} for status in _FAULTS}
-
-
-def _streams(schema_of: dict[type[Model], Json]) -> Json:
-    events = {"200": {"description": "Events: chunk, restart, done, error", "content": {"text/event-stream": {}}}}
-    last = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}}
-    parts = {
-        "type": "object",
-        "required": ["file"],
-        "properties": {
-            "file": {"type": "string", "format": "binary"},
-            "collection": {"type": "string"},
-            "source_id": {"type": "string"},
-            "metadata": {"type": "string", "contentMediaType": "application/json"},
-        },
+def event_stream(schemas: Schemas, chunk: Json | None, whole: Json | None) -> Json:
+    """text/event-stream, and what the data of each event is."""
+    events: Json = {
+        "chunk": chunk or schemas.written(jobs.Progress),
+        "restart": {"type": "object"},
+        "done": whole or {},
+        "error": schemas.written(Problem),
     }
-
-    def stream(name: str, ident: str, tag: str) -> Json:
-        path = {"name": ident, "in": "path", "required": True, "schema": {"type": "string"}}
-        responses = events | _problems(schema_of)
-        return {"get": {"operationId": name, "tags": [tag], "parameters": [path, last], "responses": responses}}
-
-    upload = {
-        "operationId": "ingestion_upload",
-        "tags": ["ingestion"],
-        "summary": "Upload a file; it is processed as a job",
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": parts}}},
-        "responses": {"202": {"description": "Stored", "content": _both(schema_of[Uploaded])}} | _problems(schema_of),
-    }
-    return {
-        "/api/v1/jobs/{job_id}/events": stream("jobs_events", "job_id", "jobs"),
-        "/api/v1/outputs/{output_id}": stream("outputs_read", "output_id", "outputs"),
-        "/api/v1/ingestion/upload": {"post": upload},
-    }
+    return {"schema": {"type": "string"}, "x-events": events}
 
 
-def _both(schema: Json) -> Json:
-    return {"application/json": {"schema": schema}, "application/msgpack": {"schema": schema}}
+def _name(ref: Json) -> str:
+    return str(ref["$ref"]).rpartition("/")[2]
 
 
-def _header(name: str) -> Json:
-    described = _HEADERS.get(name, "respond-async: as a job; wait=<seconds>: for its result")
-    return {"name": name, "in": "header", "required": False, "description": described, "schema": {"type": "string"}}
+def _said(schema: Json) -> Json:
+    """A field as a query can say it: null is to leave it out."""
+    made = dict(schema)
+    made.pop("title", None)
+    some = [each for each in made.get("anyOf", []) if each != {"type": "null"}]
+    if len(some) == 1 and len(some) != len(made["anyOf"]):
+        del made["anyOf"]
+        made = {**some[0], **{name: value for name, value in made.items() if name != "default"}}
+    return made
+
+
+def _doc(model: type[Model]) -> str:
+    doc = model.__doc__ or ""
+    return "" if doc == Model.__doc__ else re.sub(r"\s+", " ", doc).strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -115,18 +114,3 @@ class Probe:
             body += self._counts.metrics().encode()
         exchange.body_read = True
         await exchange.respond(found.status, body, found.content_type, {"Cache-Control": "no-store"})
-
-
-class Document:
-    """A document that does not change while the process lives."""
-
-    def __init__(self, body: bytes, content_type: str) -> None:
-        self._body = body
-        self._content_type = content_type
-
-    async def __call__(self, exchange: Exchange) -> None:
-        await exchange.respond(200, self._body, self._content_type, {"Cache-Control": "max-age=60"})
-
-
-def as_json(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()

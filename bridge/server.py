@@ -100,7 +100,8 @@ class Protocol(HttpToolsProtocol):
         self._refused = True
         body = (
             b'{"type":"urn:motadata-faas:fault:too_large","title":"Too large","status":431,'
-            b'"detail":"the request headers are too large","code":"TOO_LARGE","retryable":false,"errors":[]}'
+            b'"detail":"the request headers are too large","code":"TOO_LARGE","retryable":false,'
+            b'"request_id":null,"correlation_id":null,"errors":[]}'
         )
         self.transport.write(
             b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\n"

@@ -45,6 +45,7 @@ def _protos(folder: Path | None) -> None:
 
 def _update() -> None:
     """Everything under schemas/ that is made from the contracts; the numbers first, for the .proto files hold them."""
+
     lock = fieldlock.updated(fieldlock.committed(), protos.messages().values())
     made = {protos.COMMITTED / name: text for name, text in protos.files(lock=lock).items()}
     _write({schemas.COMMITTED: schemas.text(), fieldlock.COMMITTED: fieldlock.text(lock), **made})
@@ -63,13 +64,19 @@ def _text(document: dict[str, Any]) -> str:
 
 
 def _openapi() -> dict[str, Any]:
-    from bridge.app import openapi
+    from bridge.openapi import document
 
-    return openapi(session.load())
+    return document(session.load(), registry.load())
+
+
+def _asyncapi() -> dict[str, Any]:
+    from bridge.asyncapi import document
+
+    return document(session.load(), registry.load())
 
 
 def _json_schema() -> dict[str, Any]:
     return schemas.json_schema(registry.load())
 
 
-FORMATS = {"jsonschema": _json_schema, "openapi": _openapi}
+FORMATS = {"jsonschema": _json_schema, "openapi": _openapi, "asyncapi": _asyncapi}

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from codec import fieldlock
 from codec.folder import SCHEMAS
 from codec.problem import Problem
-from codec.shapes import Field, Map, Message, Repeated, Scalar, inside, reachable
+from codec.shapes import Field, Map, Message, Repeated, Scalar, inside, message_of, reachable
 from subjects import registry
 from subjects.contract import Empty
 from subjects.jobs import Progress, Submitted
@@ -36,6 +36,11 @@ def full_name(message: Message) -> str:
     """`motadata.faas.rag.v1.Answer`."""
     component, _, rest = message.name.partition(".")
     return f"{PACKAGE.format(component=component)}.{rest}"
+
+
+def named(model: type[BaseModel]) -> str:
+    """The same, of a model."""
+    return full_name(message_of(model))
 
 
 def files(known: registry.Registry | None = None, lock: fieldlock.Lock | None = None) -> dict[str, str]:

@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
 
 from codec.folder import SCHEMAS
 from subjects import registry
 from subjects.contract import Model
 
 COMMITTED = SCHEMAS / "jsonschema.json"
+REF = "#/$defs/{model}"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class OnTheWire(GenerateJsonSchema):
+    """Schemas as the wire means them: bytes are base64 text in JSON, and what we write has every field."""
+
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
+        made: JsonSchemaValue = {"type": "string", "contentEncoding": "base64"}
+        self.update_with_validations(made, schema, self.ValidationsMapping.bytes)
+        return made
+
+    def field_is_required(
+        self, field: core_schema.ModelField | core_schema.DataclassField | core_schema.TypedDictField, total: bool
+    ) -> bool:
+        return self.mode == "serialization" or super().field_is_required(field, total)
+
+
+class Schemas:
+    """JSON Schemas of messages that others send us (defaults make fields optional) and of those that we write (every
+    field is there). definitions: each once, by the name that the references end with."""
+
+    def __init__(self, read: Iterable[type[Model]], written: Iterable[type[Model]], *, ref: str = REF) -> None:
+        models: list[tuple[type[Model], JsonSchemaMode]] = [(model, "validation") for model in _ordered(read)]
+        models += [(model, "serialization") for model in _ordered(written)]
+        self._refs, made = models_json_schema(models, ref_template=ref, schema_generator=OnTheWire)
+        self.definitions: dict[str, JsonSchemaValue] = dict(sorted(made.get("$defs", {}).items()))
+
+    def read(self, model: type[Model]) -> JsonSchemaValue:
+        return self._refs[model, "validation"]
+
+    def written(self, model: type[Model]) -> JsonSchemaValue:
+        return self._refs[model, "serialization"]
+
+
+def _ordered(models: Iterable[type[Model]]) -> list[type[Model]]:
+    return sorted(set(models), key=lambda model: (model.__module__, model.__name__))
 
 
 def json_schema(known: registry.Registry | None = None) -> dict[str, Any]:
@@ -21,15 +59,14 @@ def json_schema(known: registry.Registry | None = None) -> dict[str, Any]:
     models: set[type[Model]] = {event.payload for event in known.events.values()}
     for call in known.calls.values():
         models |= {call.input, call.output} | ({call.chunk} if call.chunk else set())
-    ordered = sorted(models, key=lambda model: (model.__module__, model.__name__))
-    refs, definitions = models_json_schema([(model, "validation") for model in ordered])
+    made = Schemas(models, ())
     return {
         "$schema": DIALECT,
         "calls": {
             name: {
-                "input": refs[call.input, "validation"],
-                "output": refs[call.output, "validation"],
-                **({"chunk": refs[call.chunk, "validation"]} if call.chunk else {}),
+                "input": made.read(call.input),
+                "output": made.read(call.output),
+                **({"chunk": made.read(call.chunk)} if call.chunk else {}),
                 "mutates": call.mutates,
                 "job": call.job,
                 "long": call.long,
@@ -40,8 +77,8 @@ def json_schema(known: registry.Registry | None = None) -> dict[str, Any]:
             }
             for name, call in sorted(known.calls.items())
         },
-        "events": {name: refs[event.payload, "validation"] for name, event in sorted(known.events.items())},
-        "$defs": dict(sorted(definitions.get("$defs", {}).items())),
+        "events": {name: made.read(event.payload) for name, event in sorted(known.events.items())},
+        "$defs": made.definitions,
     }
 
 
