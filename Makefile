@@ -6,7 +6,7 @@ UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
 SOURCES := subjects codec runtime store workers bridge client stack cli tests benchmarks examples deploy
 
-.PHONY: setup demo up test check contracts format bench soak lock clean
+.PHONY: setup demo up test check contracts format bench soak asyncapi fuzz lock clean
 
 setup: $(READY)
 
@@ -54,6 +54,13 @@ bench: $(READY)
 # P12: a whole platform at half load, MINUTES long; fails when anything grows or is lost.
 soak: $(READY)
 	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),30)
+
+# The reference parser of AsyncAPI, in a folder of its own: it is no part of the package.
+ASYNCAPI_PARSER := $(VENV)/asyncapi
+asyncapi: $(READY)
+	@test -d $(ASYNCAPI_PARSER)/node_modules/@asyncapi/parser || \
+	  npm install --silent --no-save --prefix $(ASYNCAPI_PARSER) @asyncapi/parser@3
+	@NODE_PATH=$(abspath $(ASYNCAPI_PARSER))/node_modules node schemas/check_asyncapi.mjs schemas/asyncapi.json
 
 lock:
 	$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --universal -o requirements.lock

@@ -32,12 +32,10 @@ class Document:
         self._making = asyncio.Lock()
 
     async def __call__(self, exchange: Exchange) -> None:
-        body = self._body
-        if body is None:
-            async with self._making:
-                body = self._body or await asyncio.to_thread(self._make)
-                self._body = body
-        await exchange.respond(200, body, self._content_type, self._headers)
+        async with self._making:
+            if self._body is None:
+                self._body = await asyncio.to_thread(self._make)
+        await exchange.respond(200, self._body, self._content_type, self._headers)
 
 
 class Documents:

@@ -45,10 +45,12 @@ def _protos(folder: Path | None) -> None:
 
 def _update() -> None:
     """Everything under schemas/ that is made from the contracts; the numbers first, for the .proto files hold them."""
+    from bridge.documents import committed
 
     lock = fieldlock.updated(fieldlock.committed(), protos.messages().values())
     made = {protos.COMMITTED / name: text for name, text in protos.files(lock=lock).items()}
     _write({schemas.COMMITTED: schemas.text(), fieldlock.COMMITTED: fieldlock.text(lock), **made})
+    _write(committed(registry.load()))
 
 
 def _write(made: dict[Path, str]) -> None:

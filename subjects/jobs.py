@@ -253,6 +253,13 @@ CANCEL = Call(
     example_reply=_JOB | {"status": "cancelled", "result": None},
 )  # fmt: skip
 
+_LETTER = {
+    "job_id": "j2ab", "component": "rag", "operation": "ingest", "kind": "job", "redrive": 0, "code": "INVALID",
+    "reason": "the document holds no text", "attempts": 1, "dead_at": "2026-01-05T10:00:00Z",
+    "subject": "job.acme.rag.ingest.j2ab", "body_bytes": 41,
+}  # fmt: skip
+_COUNTS = {"run": 2, "finished": 5, "waiting": 0, "unreadable": 0, "not_permitted": 0, "skipped": 0}
+
 REPLAY = Call(
     "jobs",
     "replay",
@@ -262,6 +269,17 @@ REPLAY = Call(
     mutates=True,
     long=True,
     summary="Send jobs of the tenant again: what has ended stays as it is, unless forced",
+    raises=(Code.NOT_FOUND, Code.CONFLICT),
+    example={"subject": "rag.ingest", "since": "2026-01-05T00:00:00Z", "dry_run": True},
+    example_reply={
+        "replay_id": "r7",
+        "dry_run": True,
+        "first_sequence": 1,
+        "last_sequence": 7,
+        "total": _COUNTS,
+        "operations": {"rag.ingest": _COUNTS},
+        "jobs": [{"job_id": "j2ab", "replayed_as": "j2ab", "component": "rag", "operation": "ingest"}],
+    },
 )
 LIST_DEAD_LETTERS = Call(
     "jobs",
@@ -271,6 +289,10 @@ LIST_DEAD_LETTERS = Call(
     timeout_s=30,
     job=False,
     http=("GET /api/v1/jobs/dead-letters",),
+    summary="The tenant's dead letters, oldest first",
+    raises=(),
+    example={"component": "rag", "limit": 20},
+    example_reply={"items": [_LETTER], "next_cursor": None},
 )
 GET_DEAD_LETTER = Call(
     "jobs",
@@ -280,6 +302,16 @@ GET_DEAD_LETTER = Call(
     timeout_s=10,
     job=False,
     http=("GET /api/v1/jobs/dead-letters/{job_id}",),
+    summary="A dead letter with what it says, and why it died",
+    raises=(Code.NOT_FOUND,),
+    example={"job_id": "j2ab"},
+    example_reply=_LETTER
+    | {
+        "headers": {"X-User-ID": "ann"},
+        "body": {"text": " ", "title": "Empty"},
+        "body_from": "letter",
+        "body_shown": True,
+    },
 )
 REDRIVE = Call(
     "jobs",
@@ -291,6 +323,21 @@ REDRIVE = Call(
     mutates=True,
     http=("POST /api/v1/jobs/dead-letters/redrive", "POST /api/v1/jobs/dead-letters/{job_id}/redrive"),
     summary="Run dead jobs again under their own ids, their attempts counted anew",
+    raises=(Code.NOT_FOUND, Code.CONFLICT),
+    example={"job_id": "j2ab"},
+    example_reply={
+        "items": [
+            {
+                "job_id": "j2ab",
+                "component": "rag",
+                "operation": "ingest",
+                "redrive": 1,
+                "outcome": "redriven",
+                "fault": None,
+            }
+        ],
+        "next_cursor": None,
+    },
 )
 PURGE_DEAD_LETTERS = Call(
     "jobs",
@@ -301,6 +348,10 @@ PURGE_DEAD_LETTERS = Call(
     job=False,
     mutates=True,
     http=("DELETE /api/v1/jobs/dead-letters", "DELETE /api/v1/jobs/dead-letters/{job_id}"),
+    summary="Remove dead letters for good",
+    raises=(Code.NOT_FOUND,),
+    example={"job_id": "j2ab"},
+    example_reply={"removed": 1, "next_cursor": None},
 )
 
 STARTED = Event("jobs", "started", JobChanged)

@@ -54,7 +54,8 @@ class WordNoted(EventPayload):
     word: str
 
 
-NOTE = Call("NAME", "note", Note, Noted, timeout_s=5, mutates=True, summary="Note a word")
+NOTE = Call("NAME", "note", Note, Noted, timeout_s=5, mutates=True, summary="Note a word",
+            http=("PUT /api/v1/NAME/words/{word}",))
 NOTED = Event("NAME", "noted", WordNoted)
 '''
 WORKER = '''"""The table of NAME."""
@@ -194,7 +195,7 @@ async def test_everything_finds_a_tenth_component(
                 job = await faas("submit", f"{NAME}.note", '{"word": "three"}', "--tenant", tenant)
                 assert job["status"] == "queued"
                 await universally(call_of(checkout), replace_url(settings, broker.url), monkeypatch)
-            assert await words(stack, tenant) == ["one", "three", "two"]
+            assert await words(stack, tenant) == ["four", "one", "three", "two"]
         finally:
             await forget(stack)
 
@@ -210,6 +211,8 @@ async def over_http(http: httpx.AsyncClient, token: str) -> None:
     answer = await http.post(path, json={"word": "two"}, headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()) == (200, {"words": 2})
     assert (await http.post(path, json={"word": "two"})).status_code == 401
+    resource = await http.put(f"/api/v1/{NAME}/words/four", headers={"Authorization": f"Bearer {token}"})
+    assert (resource.status_code, resource.json()) == (200, {"words": 3})
 
 
 async def universally(call: AnyCall, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
