@@ -55,6 +55,11 @@ bench: $(READY)
 soak: $(READY)
 	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
+# Thousands of requests to every route, other ones each time. FUZZ_EXAMPLES a route and kind of request.
+FUZZ_EXAMPLES ?= 200
+fuzz: $(READY)
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/contract/test_fuzz.py -s
+
 # The reference parser of AsyncAPI, in a folder of its own: it is no part of the package.
 ASYNCAPI_PARSER := $(VENV)/asyncapi
 asyncapi: $(READY)

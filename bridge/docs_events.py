@@ -17,8 +17,8 @@ KINDS = (
     ("dlq", "Dead letters", "What failed for good."),
     ("ctl", "Control", "Said to every worker."),
 )
-RECEIVED = "the platform receives it: publish there"
-SENT = "the platform sends it: subscribe there"
+RECEIVED = "The platform receives it: publish there"
+SENT = "The platform sends it: subscribe there"
 
 
 def render(document: Json) -> bytes:
@@ -35,8 +35,8 @@ def render(document: Json) -> bytes:
         body.append(f'<h2 id="kind-{prefix}">{title}</h2><p>{escape(about)}</p>')
         for name in own:
             operation = by_channel[name]
-            address = document["channels"][name]["address"]
-            entries.append(Entry(f"channel-{name}", operation["action"], address, operation["summary"]))
+            short = name.partition(".")[2] or name
+            entries.append(Entry(f"channel-{name}", operation["action"], short, operation["summary"]))
             body.append(_section(document, name, operation))
         groups.append((title, entries))
     body.append("<h2>Schemas</h2>")

@@ -13,6 +13,7 @@ from bridge.html import Entry, Json, code, folded, line, page, pretty, table, te
 from bridge.schema_tables import anchor, kind, limits, must, named, shown
 
 METHODS = ("get", "put", "post", "delete")
+PREFIX = "/api/v1"
 BRIDGE, TOKEN = "$BRIDGE_URL", "$TOKEN"
 
 
@@ -25,7 +26,8 @@ def render(document: Json) -> bytes:
     for tag in document["tags"]:
         own = [each for each in operations if tag["name"] in each[2]["tags"]]
         groups.append((tag["name"], [
-            Entry(each["operationId"], method.upper(), path, each["summary"]) for method, path, each in own
+            Entry(each["operationId"], method.upper(), path.removeprefix(PREFIX), each["summary"])
+            for method, path, each in own
         ]))  # fmt: skip
         body.append(f'<h2 id="tag-{escape(tag["name"])}">{escape(tag["name"])}</h2>{text(tag["description"])}')
         body += [_Section(document, definitions, *each).html() for each in own]
@@ -87,19 +89,24 @@ class _Section:
         example = first.get("example")
         return (
             f'<h4>Body</h4><p class="about">{_formats(content)}</p>'
-            f"{shown(first['schema'], self._definitions, title='Fields')}{'' if example is None else pretty(example)}"
+            f"{shown(first['schema'], self._definitions, title='Fields', unfolded=True)}"
+            f"{'' if example is None else pretty(example)}"
         )
 
     def _answers(self) -> str:
-        rows, examples = [], []
+        rows: dict[bool, list[tuple[str, str, str]]] = {True: [], False: []}
+        examples = []
         for status, given in self._operation["responses"].items():
             answer = self._resolved(given)
             content: Json = answer.get("content", {})
-            rows.append((f"<code>{escape(status)}</code>", _answer(answer["description"], content), _formats(content)))
+            told = (f"<code>{escape(status)}</code>", _answer(answer["description"], content), _formats(content))
+            rows[status[0] == "2"].append(told)
             first = content.get("application/json", {})
             if "example" in first and status[0] == "2":
                 examples.append(folded(f"Example of {status}", pretty(first["example"])))
-        return f"<h4>Answers</h4>{table(('Status', 'What', 'Formats'), rows)}{''.join(examples)}"
+        head = ("Status", "What", "Formats")
+        failures = folded(f"{len(rows[False])} ways to fail", table(head, rows[False]))
+        return f"<h4>Answers</h4>{table(head, rows[True])}{''.join(examples)}{failures}"
 
     def curl(self) -> str:
         """The operation as a command, from its examples."""
@@ -146,4 +153,4 @@ def _answer(description: str, content: Json) -> str:
 
 
 def _formats(content: Json) -> str:
-    return " ".join(f"<code>{escape(name.removeprefix('application/'))}</code>" for name in content)
+    return " ".join(f"<code>{escape(name.removeprefix('application/').removeprefix('x-'))}</code>" for name in content)

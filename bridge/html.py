@@ -95,5 +95,6 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{named}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def folded(title: str, body: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
+def folded(title: str, body: str, *, unfolded: bool = False) -> str:
+    """Nothing when there is nothing inside."""
+    return f"<details{' open' * unfolded}><summary>{escape(title)}</summary>{body}</details>" if body else ""

@@ -80,8 +80,8 @@ def named(name: str, schema: Json) -> str:
     return f'<section id="{ident}"><h3><a href="#{ident}">{escape(name)}</a></h3>{about}{body}</section>'
 
 
-def shown(schema: Json, definitions: Json, *, title: str) -> str:
+def shown(schema: Json, definitions: Json, *, title: str, unfolded: bool = False) -> str:
     """A message where it is used: its name and, folded, its fields."""
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     inside = definitions.get(name, schema)
-    return f"<p>{kind(schema)}</p>" + (folded(title, fields(inside)) if inside.get("properties") else "")
+    return f"<p>{kind(schema)}</p>" + (folded(title, fields(inside), unfolded=unfolded))
