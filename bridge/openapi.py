@@ -46,7 +46,7 @@ may succeed later.
 **Jobs.** `Prefer: respond-async` makes a durable job of any operation that says so; long ones are jobs by default.
 
 **Streams.** `Accept: text/event-stream` on any operation answers with events: `chunk` for each piece, `restart` when
-another attempt begins (what came is void), then either `done` with the whole answer or `error` with a problem. The
+another attempt begins (what came is void), at last either `done` with the whole answer or `error` with a problem. The
 event's id goes into `Last-Event-ID` to join again at /api/v1/outputs/{output_id}.
 """
 
@@ -213,8 +213,7 @@ class Operation:
         call, schemas = self._call, self._schemas
         whole = schemas.written(call.output)
         content = formats(whole, named(call.output), call.example_reply)
-        chunk = None if call.chunk is None else schemas.written(call.chunk)
-        content[EVENTS] = event_stream(schemas, chunk, whole)
+        content[EVENTS] = {"schema": {"type": "string"}, "x-events": self._events(whole)}
         answers: Json = {"200": {"description": "The answer", "headers": headers(), "content": content}}
         if call.job:
             waited = {h.LOCATION: {**described.HEADERS[h.LOCATION], "required": False, "description": "If it is a job"}}
@@ -229,16 +228,14 @@ class Operation:
             }
         return answers
 
-
-def event_stream(schemas: Schemas, chunk: Json | None, whole: Json | None) -> Json:
-    """text/event-stream, and what the data of each event is."""
-    events: Json = {
-        "chunk": chunk or schemas.written(jobs.Progress),
-        "restart": {"type": "object"},
-        "done": whole or {},
-        "error": schemas.written(Problem),
-    }
-    return {"schema": {"type": "string"}, "x-events": events}
+    def _events(self, whole: Json) -> Json:
+        """What the data of each event is. What neither streams nor is a job has no pieces."""
+        call, schemas = self._call, self._schemas
+        pieces: Json = {}
+        if call.chunk is not None or call.job:
+            piece: type[Model] = call.chunk or jobs.Progress
+            pieces = {"chunk": schemas.written(piece), "restart": {"type": "object"}}
+        return pieces | {"done": whole, "error": schemas.written(Problem)}
 
 
 def _name(ref: Json) -> str:

@@ -20,6 +20,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 from schemathesis.checks import CheckFunction, not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from cli.tokens import sign
@@ -74,8 +75,10 @@ def fuzz(url: str, token: str) -> list[str]:
     session.headers["Authorization"] = f"Bearer {token}"
     wrong: dict[str, str] = {}
     counts: Counter[int] = Counter()
+    took: dict[str, float] = {}
     for found in schema.get_all_operations():
-        operation = found.ok()
+        assert isinstance(found, Ok), found
+        operation, began = found.ok(), time.monotonic()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             try:
                 one(url, session, operation, mode, counts)
@@ -83,6 +86,9 @@ def fuzz(url: str, token: str) -> list[str]:
                 continue  # nothing that it takes could be wrong
             except (Exception, BaseExceptionGroup) as error:
                 wrong[f"{operation.label} {mode.value}"] = f"{type(error).__name__}: {error}"[:1500]
+        took[operation.label] = time.monotonic() - began
+    slowest = sorted(took.items(), key=lambda each: -each[1])[:5]
+    print("slowest:", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest))
     print("answers:", dict(sorted(counts.items())))
     return [f"{name}\n{why}" for name, why in wrong.items()]
 
