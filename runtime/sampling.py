@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-TRACES_A_S = 50.0  # new traces of one process, if OTEL_TRACES_SAMPLER does not say otherwise
+TRACES_A_S = 20.0  # new traces of one process, if OTEL_TRACES_SAMPLER does not say otherwise
 
 _LOW_64_BITS = 2**64 - 1
 
