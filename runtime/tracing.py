@@ -185,7 +185,9 @@ def root(trace_id: str | None = None) -> str:
 
 def root_if_recording(trace_id: str) -> str | None:
     """For a message that nobody gave a parent: whoever records begins its trace, whoever does not says nothing."""
-    return None if _recorder is None else root(trace_id)
+    if _recorder is None:
+        return None
+    return f"00-{trace_id}-{trace_id[:16]}-{'01' if _recorder.sampler(trace_id) else '00'}"  # root(), in one step
 
 
 def adopted(outside: str | None) -> str | None:
