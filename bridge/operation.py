@@ -93,7 +93,8 @@ class Operation:
             return
         if wanted.wait_s:
             headers[h.PREFERENCE_APPLIED] = f"wait={wanted.wait_s:g}"
-            job = await while_there(exchange, waited(bridge, identity, submitted.job_id, wanted.wait_s))
+            wait_s = min(wanted.wait_s, timeout_s(exchange) or wanted.wait_s)
+            job = await while_there(exchange, waited(bridge, identity, submitted.job_id, wait_s))
             if job is not None and job.status in jobs.FINAL:
                 await self._ended(exchange, job, headers)
                 return

@@ -28,10 +28,8 @@ from runtime.settings import Settings
 from tests.contract.fixtures import new_tenant
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-FEW = 3
+FEW = 2
 SLOW_S = 5.0
-OPEN_ENDED = ("/api/v1/jobs/{job_id}/events", "/api/v1/outputs/{output_id}")
-"""Streams end with their job; what they answer before is seen by asking for outputs that are not there."""
 CHECKS: list[CheckFunction] = [
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -105,6 +103,8 @@ def one(url: str, session: requests.Session, operation: Any, mode: GenerationMod
         began = time.monotonic()
         case.headers = {**(case.headers or {}), "Request-Timeout": "4"}
         case.headers.pop("X-Tenant-ID", None)
+        if "wait" in str(case.headers.get("Prefer", "")):  # it would wait as long as it says
+            case.headers["Prefer"] = "respond-async, wait=0.2"
         response = case.call(base_url=url, session=session, timeout=20)
         counts[response.status_code] += 1
         assert time.monotonic() - began < SLOW_S, "too slow"
