@@ -154,8 +154,8 @@ def _kinds(schema: Json, definitions: Json) -> dict[str, Json]:
     for several in ("anyOf", "oneOf"):
         if several in schema:
             return {kind: each for one in schema[several] for kind, each in _kinds(one, definitions).items()}
-    kind = schema.get("type", "anything")
-    return {f"{kind} ({schema['format']})" if "format" in schema else kind: schema}
+    kind, form = schema.get("type", "anything"), schema.get("format") or schema.get("contentEncoding")
+    return {f"{kind} ({form})" if form else kind: schema}
 
 
 def _covers(wide: dict[str, Json], narrow: dict[str, Json]) -> bool:

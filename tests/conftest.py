@@ -68,6 +68,14 @@ def settings(stack: Stack) -> Settings:
     return Settings.model_validate({**found, "job_ack_wait_s": ACK_WAIT_S, "jwt_secret": "test-" + "x" * 40})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _logs_stay_as_they_are() -> Iterator[None]:
+    """A command that a test runs in this process would make every later test's loggers say errors alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.telemetry.configure", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _short_pauses() -> None:
     """What earlier modules left alive is not collected again: a long pause would look like a slow server."""
