@@ -31,7 +31,7 @@ up: $(READY)
 
 # Two processes, each with servers of its own; what starts whole platforms goes to one of them.
 test: $(READY)
-	@$(PY) -m pytest -n 2 --dist loadgroup
+	@$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(READY)
 	$(PY) -m ruff format --check .

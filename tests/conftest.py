@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -24,15 +24,20 @@ ROOT = Path(__file__).resolve().parent.parent
 ACK_WAIT_S = 2
 """Redelivery after a crash takes this long; 10 s, the default, would make the crash tests slow."""
 ANY_FREE_PORT = 0
-WHOLE_PLATFORM = ("e2e", "chaos")
+WHOLE_PLATFORM = ("tests/e2e/", "tests/chaos/")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several processes (`-n 2`): a file stays together, and all that starts whole platforms stays together."""
-    for item in items:
-        folder = item.path.parent.name
-        group = "platform" if folder in WHOLE_PLATFORM else f"{folder}/{item.path.name}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "platform" if file.startswith(WHOLE_PLATFORM) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
