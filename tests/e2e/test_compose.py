@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import secrets
 import shutil
 import subprocess
@@ -113,7 +114,8 @@ async def deployed(given: Mapping[str, str]) -> AsyncIterator[Here]:
     bin_, data = home / "bin", home / "nats"
     bin_.mkdir()
     for name, code in STAND_INS.items():
-        (bin_ / name).write_text(f"#!{sys.executable}\n{code}\n")
+        (bin_ / f"{name}.py").write_text(code)  # not `#!python`: there a path with a space is cut at it
+        (bin_ / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$0.py" "$@"\n')
         (bin_ / name).chmod(0o755)
     (bin_ / "valkey-server").symlink_to(valkey.binary())
     nobody = _as_nobody(services["bridge"]["user"])
