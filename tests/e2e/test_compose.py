@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
