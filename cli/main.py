@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,21 @@ app.add_typer(work.dlq, name="dlq")
 
 
 def main() -> None:
-    """What the installed command runs."""
-    app()
+    """What the installed command runs. A Fault that no command foresaw, and a file that cannot be written, are told on
+    a line and end with 1."""
+    try:
+        app()
+    except OSError as error:
+        print(f"{error.filename or 'faas'}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        from cli import show
+        from subjects.contract import Fault
+
+        if not isinstance(error, Fault):
+            raise
+        show.fault(error)
+        raise SystemExit(1) from None
 
 
 def _version(wanted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,10 @@ Timeout = Annotated[float | None, typer.Option("--timeout", min=0.001, help="Sec
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 Letter = Annotated[str | None, typer.Argument(metavar="[ID]", help="As `faas dlq ls` shows it.")]
 Component = Annotated[str | None, typer.Option("--component", help="Only of this component.")]
+Status = Annotated[
+    Literal["queued", "running", "succeeded", "failed", "cancelled"] | None,
+    typer.Option("--status", help="Only those in this state."),
+]
 OfOperation = Annotated[str | None, typer.Option("--operation", help="Only of this operation, without component.")]
 OfCode = Annotated[str | None, typer.Option("--code", help="Only what died of this fault, such as TIMEOUT.")]
 Since = Annotated[str | None, typer.Option("--since", help="`2h`, `7d`, or an ISO time (UTC without a zone).")]

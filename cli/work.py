@@ -20,6 +20,7 @@ from cli.options import (
     OfOperation,
     Sets,
     Since,
+    Status,
     Tenant,
     Timeout,
     User,
@@ -32,8 +33,8 @@ dlq = typer.Typer(help="Dead letters of a tenant: work that was given up.", no_a
 @jobs.command("ls")
 def jobs_ls(
     tenant: Tenant = DEMO_TENANT,
-    component: Annotated[str | None, typer.Option("--component")] = None,
-    status: Annotated[str | None, typer.Option("--status")] = None,
+    component: Component = None,
+    status: Status = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=200)] = 50,
     cursor: Annotated[str | None, typer.Option("--cursor", help="next_cursor of the page before.")] = None,
     json: Json = False,

@@ -11,8 +11,9 @@ import nats
 async def main(question: str) -> None:
     broker = await nats.connect(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"))
     reply = await broker.request("req.demo.rag.query", msgpack.packb({"question": question}), timeout=60)
-    print(msgpack.unpackb(reply.data))
+    answer = msgpack.unpackb(reply.data)
+    print(answer.get("answer") or answer)
     await broker.close()
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(sys.argv[1] if sys.argv[1:] else "What does make demo do?"))

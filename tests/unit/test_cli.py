@@ -42,6 +42,7 @@ def faas(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         ("worker", "nobody"),
         ("tail", "evt..x"),
         ("bench", "rag.nothing"),
+        ("jobs", "ls", "--status", "nosuch"),
         ("contracts", "--format", "cobol"),
         ("nonsense",),
     ],
@@ -54,6 +55,14 @@ def test_a_message_that_does_not_fit_its_contract_is_a_fault_with_the_path() -> 
     done = faas("call", "rag.query", '{"top_k": 5}')
     assert done.returncode == 1
     assert json.loads(done.stderr)["errors"][0]["path"] == "question"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("dlq", "ls", "--tenant", "A B"), ("contracts", "--format", "proto", "-o", "/dev/null/x")]
+)
+def test_what_no_command_foresaw_is_told_on_a_line(arguments: tuple[str, ...]) -> None:
+    done = faas(*arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
 
 
 def test_without_a_broker_the_fault_says_what_to_do() -> None:
