@@ -59,8 +59,12 @@ class Jobs:
             )
         return bool(found)
 
-    async def progress(self, tenant: str, job_id: str, progress: Mapping[str, Any]) -> bool:
+    async def progress(
+        self, tenant: str, job_id: str, progress: Mapping[str, Any], *, tx: Transaction | None = None
+    ) -> bool:
         """Note how far a running job is; nothing for one that has no running row. The answer is as of running()."""
+        if tx is not None:
+            return bool(await tx.fetchval(_queries.progress, tenant, job_id, dict(progress)))
         async with self._database.transaction(tenant, relaxed=True) as tx:
             return bool(await tx.fetchval(_queries.progress, tenant, job_id, dict(progress)))
 

@@ -102,6 +102,7 @@ class TestProcessing:
         assert uploaded.type == sniff.PDF
         job = await uploader.ended(uploaded)
         assert job.status == "succeeded", job.fault
+        assert job.progress == jobs.Progress(done=4, total=4, unit="stages", message="done")
         result = ingestion.Processed.model_validate(job.result)
         assert (result.document_id, result.pages) == ("d1", 2)
         file = await uploader.file(uploaded.file_id)

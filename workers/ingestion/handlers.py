@@ -151,6 +151,7 @@ class _Processing:
         async with ctx.read() as tx:
             await records.set_index_job(tx, file.file_id, submitted.job_id)
         ingested = await index(ctx, file, extraction, submitted.job_id)
+        await ctx.progress(len(STAGES), len(STAGES), "stages", "done")
         return await self._indexed(ingested, extraction)
 
     async def _at(self, stage: StageName) -> None:

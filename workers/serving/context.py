@@ -67,6 +67,7 @@ class Context(Generic[D]):
         self._numbers = itertools.count(1)
         self._step: str | None = None
         self._progress_at = 0.0
+        self._unsaid: jobs.Progress | None = None
 
     @property
     def tenant(self) -> str:
@@ -149,12 +150,23 @@ class Context(Generic[D]):
             await self.output.chunk(chunk)
 
     async def progress(self, done: float, total: float | None = None, unit: str = "", message: str = "") -> None:
-        """How far a job is. Written to its row at most once a second; nothing in a request."""
-        if self.job_id is None or time.monotonic() - self._progress_at < PROGRESS_EVERY_S:
+        """How far a job is. Written to its row at most once a second, and once more when it is done; nothing in a
+        request."""
+        if self.job_id is None:
+            return
+        self._unsaid = jobs.Progress(done=done, total=total, unit=unit, message=message)
+        if time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
+            await self.last_progress()
+
+    async def last_progress(self) -> None:
+        """Write what was reported since it was last written."""
+        progress, self._unsaid = self._unsaid, None
+        if progress is None or self.job_id is None:
             return
         self._progress_at = time.monotonic()
-        progress = jobs.Progress(done=done, total=total, unit=unit, message=message)
-        await self.host.books.jobs.progress(self.tenant, self.job_id, progress.model_dump())
+        # In the open transaction, if there is one: who holds a connection must not wait for a second.
+        told, tx = progress.model_dump(), self._transaction
+        await self.host.books.jobs.progress(self.tenant, self.job_id, told, tx=tx)
         if self.output is not None and not self.streams:
             await self.output.chunk(progress)
 

@@ -138,6 +138,7 @@ class Performer:
         try:
             async with self._renewing(ctx, inbox, name, claim.owner):
                 reply = await self._handled(ctx, handler, message)
+                await ctx.last_progress()
             await self._committer.finish(ctx, inbox, name, claim.owner, reply, None)
         except (LeaseLost, OutcomeUnknown):
             raise
