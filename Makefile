@@ -65,7 +65,7 @@ ASYNCAPI_PARSER := $(VENV)/asyncapi
 asyncapi: $(READY)
 	@test -d $(ASYNCAPI_PARSER)/node_modules/@asyncapi/parser || \
 	  npm install --silent --no-save --prefix $(ASYNCAPI_PARSER) @asyncapi/parser@3
-	@NODE_PATH=$(abspath $(ASYNCAPI_PARSER))/node_modules node schemas/check_asyncapi.mjs schemas/asyncapi.json
+	@NODE_PATH="$$PWD/$(ASYNCAPI_PARSER)/node_modules" node schemas/check_asyncapi.mjs schemas/asyncapi.json
 
 lock:
 	$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --universal -o requirements.lock
